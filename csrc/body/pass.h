@@ -1,0 +1,66 @@
+#pragma once
+// What a pass does to one element (or one vector of elements): undo, update, perturb, in this order, each rounded to storage.
+//   undo     w <- round(w + undo_scale z_u)         takes back an in-place perturbation
+//   update   w <- round(rule(w, g)), g = sum_j c_j z_j
+//   perturb  w <- round(w + perturb_scale z_p)
+// The drivers in cpu/ and cuda/ supply the noise and move the data.
+#include "core/control.h"
+#include "core/rounding.h"
+
+namespace pyzo {
+
+// One pass over a list of tensors; the same for every tensor. Negative directions mean "none".
+struct PassArgs {
+  Control control;
+  int distribution;
+  int undo;             // direction to take back
+  float undo_sign;      // times the row's eps
+  int directions;       // update with directions 0..directions-1; 0: no update
+  int perturb;          // direction to add at the end
+  float perturb_sign;   // times the row's eps
+  bool stochastic;      // round updates of 16-bit weights stochastically
+};
+
+struct TensorArgs {
+  const void* src;
+  void* dst;
+  int64_t n;
+  uint64_t key;
+  Shard shard;
+  int64_t row;  // of the control tensor
+};
+
+// The scalars of one tensor in one pass.
+struct PassScalars {
+  Group group;
+  float undo_scale, perturb_scale;
+  PYZO_HD PassScalars(const PassArgs& a, int64_t row)
+      : group(a.control.group(row)), undo_scale(a.undo_sign * group.eps), perturb_scale(a.perturb_sign * group.eps) {}
+};
+
+template <class L>
+struct PassLanes {
+  GroupLanes<L> group;
+  typename L::F undo_scale, perturb_scale;
+  explicit PYZO_HD PassLanes(const PassScalars& s)
+      : group(s.group), undo_scale(L::splat(s.undo_scale)), perturb_scale(L::splat(s.perturb_scale)) {}
+};
+
+// A skipped step (ok = 0) still undoes and perturbs, but does not update.
+PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }
+
+template <class L, Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStochastic>
+PYZO_HD typename L::F pass_element(typename L::F w, typename L::F undo, typename L::F g, typename L::F perturb,
+                                   typename L::U random, const PassLanes<L>& s) {
+  typename L::F v = w;
+  if constexpr (kUndo) v = L::template round_nearest<T>(L::fma(s.undo_scale, undo, v));
+  if constexpr (kUpdate) {
+    v = sgd<L>(v, g, s.group);
+    if constexpr (kStochastic) v = round_stochastic<L, T>(v, random);
+    else v = L::template round_nearest<T>(v);
+  }
+  if constexpr (kPerturb) v = L::template round_nearest<T>(L::fma(s.perturb_scale, perturb, v));
+  return L::if_changed(v, w);
+}
+
+}  // namespace pyzo

@@ -1,0 +1,83 @@
+#pragma once
+// Rounding a float to the values of a storage type, still as a float: to nearest even, or stochastically with 16 random bits.
+// Infinities and NaN pass. Stochastic rounding is exact in expectation to 2^-16 of a quantum and never moves a representable value.
+#include "core/lane.h"
+
+namespace pyzo {
+
+enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+template <class L>
+PYZO_HD typename L::U magnitude(typename L::F x) {
+  return L::as_u(x) & L::splat(0x7fffffffu);
+}
+
+template <class L, Dtype T>
+PYZO_HD typename L::F round_nearest(typename L::F x) {
+  using F = typename L::F;
+  using U = typename L::U;
+  if constexpr (T == kFloat32) {
+    return x;
+  } else if constexpr (T == kBFloat16) {
+    const U u = L::as_u(x);
+    const U rounded = (u + L::splat(0x7fffu) + ((u >> 16) & L::splat(1u))) & L::splat(0xffff0000u);
+    return L::as_f(L::below(magnitude<L>(x), L::splat(0x7f800000u), rounded, u));
+  } else {
+    const U sign = L::as_u(x) & L::splat(0x80000000u), u = magnitude<L>(x);
+    const U rounded = (u + L::splat(0xfffu) + ((u >> 13) & L::splat(1u))) & L::splat(0xffffe000u);
+    const U capped = L::below(rounded, L::splat(0x47800000u), rounded, L::splat(0x7f800000u));
+    const F half = L::splat(0.5f);  // floats in [1/2, 1) are as far apart as half's subnormals
+    const U small = L::as_u((L::as_f(u) + half) - half);
+    const U finite = L::below(u, L::splat(0x38800000u), small, capped);
+    return L::as_f(sign | L::below(u, L::splat(0x7f800001u), finite, u));
+  }
+}
+
+// The 16-bit code of a float that is representable as half, and back. NaN payloads survive the round trip (x86's own conversion
+// would quiet a signalling NaN).
+template <class L>
+PYZO_HD typename L::U narrow_half(typename L::F x) {
+  using U = typename L::U;
+  const U sign = (L::as_u(x) >> 16) & L::splat(0x8000u), u = magnitude<L>(x);
+  const U subnormal = L::below(u, L::splat(0x38800000u), u, L::splat(0u));
+  const U small = L::as_u(L::truncate(L::as_f(subnormal) * L::splat(0x1p24f)));
+  const U normal = (u >> 13) - L::splat(112u << 10);
+  const U special = ((u >> 13) & L::splat(0x3ffu)) | L::splat(0x7c00u);
+  const U finite = L::below(u, L::splat(0x38800000u), small, normal);
+  return sign | L::below(u, L::splat(0x7f800000u), finite, special);
+}
+
+template <class L>
+PYZO_HD typename L::F widen_half(typename L::U code) {
+  using U = typename L::U;
+  const U sign = (code & L::splat(0x8000u)) << 16, u = code & L::splat(0x7fffu);
+  const U small = L::as_u(L::float_of(L::as_i(L::below(u, L::splat(0x400u), u, L::splat(0u)))) * L::splat(0x1p-24f));
+  const U normal = (u << 13) + L::splat(112u << 23);
+  const U special = (u << 13) | L::splat(0x7f800000u);
+  const U finite = L::below(u, L::splat(0x400u), small, normal);
+  return L::as_f(sign | L::below(u, L::splat(0x7c00u), finite, special));
+}
+
+// random: 16 bits.
+template <class L, Dtype T>
+PYZO_HD typename L::F round_stochastic(typename L::F x, typename L::U random) {
+  using U = typename L::U;
+  static_assert(T != kFloat32, "float32 updates are rounded to nearest");
+  const U u = magnitude<L>(x);
+  if constexpr (T == kBFloat16) {
+    const U rounded = (L::as_u(x) + random) & L::splat(0xffff0000u);
+    return L::as_f(L::below(u, L::splat(0x7f800000u), rounded, L::as_u(x)));
+  } else {
+    const U sign = L::as_u(x) & L::splat(0x80000000u);
+    const U rounded = (u + (random >> 3)) & L::splat(0xffffe000u);
+    const U capped = L::below(rounded, L::splat(0x47800000u), rounded, L::splat(0x7f800000u));
+    // Below 2^-14 the quantum is 2^-24: |x| / 2^-24 in 16.16 fixed point.
+    const U subnormal = L::below(u, L::splat(0x38800000u), u, L::splat(0u));
+    const U units = (L::as_u(L::truncate(L::as_f(subnormal) * L::splat(0x1p40f))) + random) >> 16;
+    const U small = L::as_u(L::float_of(L::as_i(units)) * L::splat(0x1p-24f));
+    const U finite = L::below(u, L::splat(0x38800000u), small, capped);
+    return L::as_f(sign | L::below(u, L::splat(0x7f800000u), finite, u));
+  }
+}
+
+}  // namespace pyzo

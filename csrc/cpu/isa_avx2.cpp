@@ -1,0 +1,23 @@
+// Instruction set "avx2": AVX2 + FMA + F16C, 8 lanes.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cstdint>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define PYZO_ISA avx2
+#define PYZO_LANES 8
+#include "cpu/tile.h"
+
+namespace pyzo::cpu {
+const Isa isa_avx2 = {
+    "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
+    avx2::pass, avx2::noise};
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

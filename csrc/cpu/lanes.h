@@ -1,0 +1,164 @@
+// Vector lanes of one instruction set: the lane policy of core/ over 4, 8 or 16 floats, and the moves between lanes and memory.
+// Included once by each cpu/isa_*.cpp after it has chosen PYZO_LANES (4: any CPU, 8: AVX2 + FMA + F16C, 16: AVX-512).
+// No include guard on purpose: everything lies in that file's own namespace.
+#include "core/rounding.h"
+
+namespace pyzo::cpu::PYZO_ISA {
+
+constexpr int kLanes = PYZO_LANES;
+
+struct Lanes {
+  typedef float F __attribute__((vector_size(4 * kLanes)));
+  typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
+  typedef int32_t I __attribute__((vector_size(4 * kLanes)));
+  static constexpr int kWidth = kLanes;
+
+  static PYZO_HD F splat(float x) { return x - F{}; }
+  static PYZO_HD U splat(uint32_t x) { return x - U{}; }
+  static PYZO_HD U iota() {
+    U u;
+    for (int l = 0; l < kLanes; ++l) u[l] = uint32_t(l);
+    return u;
+  }
+
+  static PYZO_HD U as_u(F x) { return (U)x; }
+  static PYZO_HD F as_f(U x) { return (F)x; }
+  static PYZO_HD I as_i(U x) { return (I)x; }
+  static PYZO_HD U as_u(I x) { return (U)x; }
+  static PYZO_HD F float_of(I x) { return __builtin_convertvector(x, F); }
+  static PYZO_HD I truncate(F x) { return __builtin_convertvector(x, I); }
+  static PYZO_HD I min(I a, I b) { return a < b ? a : b; }
+  static PYZO_HD F positive_one(F x) { return (F)((I)(x > F{}) & (I)splat(0x3f800000u)); }
+  static PYZO_HD U below(U a, U b, U yes, U no) { return (I)a < (I)b ? yes : no; }
+  static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
+
+#if PYZO_LANES == 16
+  static PYZO_HD F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+  static PYZO_HD F sqrt(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
+  static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
+    const __m512i v = (__m512i)x, mm = _mm512_set1_epi32(int(m));
+    const __m512i even = _mm512_mul_epu32(v, mm), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), mm);
+    lo = (U)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, (_MM_PERM_ENUM)0xA0);
+    return (U)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  }
+#elif PYZO_LANES == 8
+  static PYZO_HD F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+  static PYZO_HD F sqrt(F x) { return (F)_mm256_sqrt_ps((__m256)x); }
+  static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
+    const __m256i v = (__m256i)x, mm = _mm256_set1_epi32(int(m));
+    const __m256i even = _mm256_mul_epu32(v, mm), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), mm);
+    lo = (U)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    return (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  }
+#else
+  static PYZO_HD F fma(F a, F b, F c) {
+    F r;
+    for (int l = 0; l < kLanes; ++l) r[l] = Scalar::fma(a[l], b[l], c[l]);
+    return r;
+  }
+  static PYZO_HD F sqrt(F x) {
+    F r;
+    for (int l = 0; l < kLanes; ++l) r[l] = Scalar::sqrt(x[l]);
+    return r;
+  }
+  static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
+    U hi;
+    for (int l = 0; l < kLanes; ++l) {
+      uint32_t low;
+      hi[l] = Scalar::mul_hi_lo(m, x[l], low);
+      lo[l] = low;
+    }
+    return hi;
+  }
+#endif
+
+  // Offsets of the counters in the lanes such that transpose() leaves consecutive elements in consecutive lanes: lanes form
+  // groups of four (128 bits, which is all that the unpack instructions cross), group g lane j works on counter j * groups + g.
+  static PYZO_HD U counter_offsets() {
+    const U l = iota();
+    return (l & splat(3u)) * splat(uint32_t(kLanes / 4)) + (l >> 2);
+  }
+  // In: v[k] lane l = item k of lane l's counter. Out: the 4 * kLanes items in counter order.
+  static PYZO_HD void transpose(F v[4]) {
+#if PYZO_LANES == 16
+    const __m512 a = _mm512_unpacklo_ps((__m512)v[0], (__m512)v[1]), b = _mm512_unpackhi_ps((__m512)v[0], (__m512)v[1]);
+    const __m512 c = _mm512_unpacklo_ps((__m512)v[2], (__m512)v[3]), d = _mm512_unpackhi_ps((__m512)v[2], (__m512)v[3]);
+    v[0] = (F)_mm512_unpacklo_pd((__m512d)a, (__m512d)c), v[1] = (F)_mm512_unpackhi_pd((__m512d)a, (__m512d)c);
+    v[2] = (F)_mm512_unpacklo_pd((__m512d)b, (__m512d)d), v[3] = (F)_mm512_unpackhi_pd((__m512d)b, (__m512d)d);
+#elif PYZO_LANES == 8
+    const __m256 a = _mm256_unpacklo_ps((__m256)v[0], (__m256)v[1]), b = _mm256_unpackhi_ps((__m256)v[0], (__m256)v[1]);
+    const __m256 c = _mm256_unpacklo_ps((__m256)v[2], (__m256)v[3]), d = _mm256_unpackhi_ps((__m256)v[2], (__m256)v[3]);
+    v[0] = (F)_mm256_unpacklo_pd((__m256d)a, (__m256d)c), v[1] = (F)_mm256_unpackhi_pd((__m256d)a, (__m256d)c);
+    v[2] = (F)_mm256_unpacklo_pd((__m256d)b, (__m256d)d), v[3] = (F)_mm256_unpackhi_pd((__m256d)b, (__m256d)d);
+#else
+    F t[4];
+    for (int j = 0; j < 4; ++j)
+      for (int k = 0; k < 4; ++k) t[j][k] = v[k][j];
+    for (int j = 0; j < 4; ++j) v[j] = t[j];
+#endif
+  }
+
+  // kLanes consecutive 16-bit numbers, zero-extended.
+  static PYZO_HD U load_u16(const uint16_t* p) {
+#if PYZO_LANES == 16
+    return (U)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif PYZO_LANES == 8
+    return (U)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+    U u;
+    for (int l = 0; l < kLanes; ++l) u[l] = p[l];
+    return u;
+#endif
+  }
+  static PYZO_HD void store_u16(uint16_t* p, U u) {
+#if PYZO_LANES == 16
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)u));
+#elif PYZO_LANES == 8
+    const __m256i packed = _mm256_packus_epi32((__m256i)u, (__m256i)u);
+    _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+    for (int l = 0; l < kLanes; ++l) p[l] = uint16_t(u[l]);
+#endif
+  }
+
+  template <Dtype T>
+  static PYZO_HD F load(const void* base, int64_t i) {
+    if constexpr (T == kFloat32) {
+      F x;
+      __builtin_memcpy(&x, static_cast<const float*>(base) + i, sizeof x);
+      return x;
+    } else if constexpr (T == kBFloat16) {
+      return as_f(load_u16(static_cast<const uint16_t*>(base) + i) << 16);
+    } else {
+#if PYZO_LANES == 16
+      return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(static_cast<const uint16_t*>(base) + i)));
+#elif PYZO_LANES == 8
+      return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(static_cast<const uint16_t*>(base) + i)));
+#else
+      return widen_half<Lanes>(load_u16(static_cast<const uint16_t*>(base) + i));
+#endif
+    }
+  }
+  // x is representable in T.
+  template <Dtype T>
+  static PYZO_HD void store(void* base, int64_t i, F x) {
+    if constexpr (T == kFloat32) {
+      __builtin_memcpy(static_cast<float*>(base) + i, &x, sizeof x);
+    } else if constexpr (T == kBFloat16) {
+      store_u16(static_cast<uint16_t*>(base) + i, as_u(x) >> 16);
+    } else {
+      store_u16(static_cast<uint16_t*>(base) + i, narrow_half<Lanes>(x));
+    }
+  }
+  template <Dtype T>
+  static PYZO_HD F round_nearest(F x) {
+#if PYZO_LANES == 16
+    if constexpr (T == kFloat16) return (F)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif PYZO_LANES == 8
+    if constexpr (T == kFloat16) return (F)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+    return pyzo::round_nearest<Lanes, T>(x);
+  }
+};
+
+}  // namespace pyzo::cpu::PYZO_ISA
