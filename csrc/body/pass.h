@@ -53,13 +53,13 @@ template <class L, Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStoch
 PYZO_HD typename L::F pass_element(typename L::F w, typename L::F undo, typename L::F g, typename L::F perturb,
                                    typename L::U random, const PassLanes<L>& s) {
   typename L::F v = w;
-  if constexpr (kUndo) v = L::template round_nearest<T>(L::fma(s.undo_scale, undo, v));
+  if constexpr (kUndo) v = to_storage<L, T>(L::fma(s.undo_scale, undo, v));
   if constexpr (kUpdate) {
     v = sgd<L>(v, g, s.group);
     if constexpr (kStochastic) v = round_stochastic<L, T>(v, random);
-    else v = L::template round_nearest<T>(v);
+    else v = to_storage<L, T>(v);
   }
-  if constexpr (kPerturb) v = L::template round_nearest<T>(L::fma(s.perturb_scale, perturb, v));
+  if constexpr (kPerturb) v = to_storage<L, T>(L::fma(s.perturb_scale, perturb, v));
   return L::if_changed(v, w);
 }
 

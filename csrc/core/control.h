@@ -1,46 +1,45 @@
 #pragma once
-// The control tensor: everything a pass needs that changes from step to step, in 8-byte words on the device.
-//   header            ok, skipped, draw, applied, run seed, rounding seed, capacity of directions, capacity of rows
-//   seeds             [directions] uint64
-//   losses            [2 directions] double, as the estimator saw them
-//   groups            [rows][3] double: lr, eps, weight decay
-//   coefficients      [rows][directions] double
-// A row belongs to a parameter group (and later to a block): tensors name their row in the table of a pass.
+// The control tensor: everything a pass needs that changes from step to step, on the device, as a matrix of 8-byte words
+// [3 + rows, 8 + 2 directions], so that its shape tells both capacities.
+//   line 0      header: ok, skipped, draw, applied, run seed, rounding seed
+//   line 1      seeds: uint64 of each direction
+//   line 2      losses: doubles, as the estimator saw them
+//   line 3 + r  row r: doubles lr, eps, weight decay, then the coefficient of each direction
+// A row belongs to a parameter group (and later to a block); tensors name their row in the table of a pass.
 #include "core/field.h"
 #include "core/rules.h"
 
 namespace pyzo {
 
 struct Control {
-  enum : int64_t { kOk, kSkipped, kDraw, kApplied, kRunSeed, kRoundingSeed, kDirections, kRows, kHeader };
-  static constexpr int64_t kGroupWords = 3;
+  enum : int64_t { kOk, kSkipped, kDraw, kApplied, kRunSeed, kRoundingSeed, kHeader = 8 };
+  enum : int64_t { kLr, kEps, kWeightDecay, kCoefficients };
+  static constexpr int64_t kLines = 3;  // before the rows
 
   int64_t* words;
+  int64_t directions, rows;
 
-  PYZO_HD int64_t directions() const { return words[kDirections]; }
-  PYZO_HD int64_t rows() const { return words[kRows]; }
-  PYZO_HD int64_t* seeds() const { return words + kHeader; }
-  PYZO_HD double* losses() const { return reinterpret_cast<double*>(seeds() + directions()); }
-  PYZO_HD double* groups() const { return losses() + 2 * directions(); }
-  PYZO_HD double* coefficients() const { return groups() + kGroupWords * rows(); }
+  static PYZO_HD int64_t width(int64_t directions) { return kHeader + 2 * directions; }
+
+  PYZO_HD int64_t* line(int64_t i) const { return words + i * width(directions); }
+  PYZO_HD int64_t* seeds() const { return line(1); }
+  PYZO_HD double* losses() const { return reinterpret_cast<double*>(line(2)); }
+  PYZO_HD double* row(int64_t r) const { return reinterpret_cast<double*>(line(kLines + r)); }
 
   PYZO_HD bool ok() const { return words[kOk] != 0; }
   PYZO_HD uint64_t seed(int64_t j) const { return uint64_t(seeds()[j]); }
-  PYZO_HD float coefficient(int64_t row, int64_t j) const { return float(coefficients()[row * directions() + j]); }
-  PYZO_HD Group group(int64_t row) const {
-    const double* g = groups() + kGroupWords * row;
-    return {float(g[0]), float(g[1]), float(g[2])};
-  }
-
-  static PYZO_HD int64_t size(int64_t directions, int64_t rows) {
-    return kHeader + directions * 3 + rows * (kGroupWords + directions);
+  PYZO_HD uint64_t rounding_seed() const { return uint64_t(words[kRoundingSeed]); }
+  PYZO_HD float coefficient(int64_t r, int64_t j) const { return float(row(r)[kCoefficients + j]); }
+  PYZO_HD Group group(int64_t r) const {
+    const double* g = row(r);
+    return {float(g[kLr]), float(g[kEps]), float(g[kWeightDecay])};
   }
 };
 
 // Draw the seeds of the next step.
 PYZO_HD void begin_step(Control c) {
   const uint64_t run = uint64_t(c.words[Control::kRunSeed]), t = uint64_t(++c.words[Control::kDraw]);
-  for (int64_t k = 0; k < c.directions(); ++k) c.seeds()[k] = int64_t(direction_seed(run, t, uint64_t(k)));
+  for (int64_t k = 0; k < c.directions; ++k) c.seeds()[k] = int64_t(direction_seed(run, t, uint64_t(k)));
   c.words[Control::kRoundingSeed] = int64_t(direction_seed(run, t, kRoundingDirection));
   c.words[Control::kOk] = 1;
 }
@@ -55,10 +54,10 @@ PYZO_HD void estimate_two_sided(Control c, const double* losses, int64_t q) {
     c.losses()[k] = losses[k];
     ok = ok && is_finite(losses[k]);
   }
-  for (int64_t row = 0; row < c.rows(); ++row)
+  for (int64_t row = 0; row < c.rows; ++row)
     for (int64_t k = 0; k < q; ++k) {
-      const double value = (losses[2 * k] - losses[2 * k + 1]) / (2.0 * c.groups()[Control::kGroupWords * row + 1] * double(q));
-      c.coefficients()[row * c.directions() + k] = value;
+      const double value = (losses[2 * k] - losses[2 * k + 1]) / (2.0 * c.row(row)[Control::kEps] * double(q));
+      c.row(row)[Control::kCoefficients + k] = value;
       ok = ok && is_finite(double(float(value)));
     }
   c.words[Control::kOk] = ok;

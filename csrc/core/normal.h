@@ -17,9 +17,9 @@ PYZO_HD typename L::F radius(typename L::U a) {
   // y = u where u < 1/2, u - 1 where u >= 1/2. The factor is one ulp below 2^-32 so that |y| never rounds up to 1/2.
   const F y = L::fma(L::float_of(L::as_i(a)), L::splat(bits<float>(0x2f7fffffu)), L::splat(0x1p-33f));
   // y > 0: y = 2^k m with m in [1/2, 1), k < 0.  y < 0: k = 0, m = y.
-  const I half = L::as_i(L::splat(0x3f000000u));
-  const I k = L::min(L::as_i(L::as_u(y)) - half, L::as_i(L::splat(0u))) & L::as_i(L::splat(0xff800000u));
-  const F m = L::as_f(L::as_u(L::as_i(L::as_u(y)) - k));
+  const I exponent = L::as_i(L::as_u(y) - L::splat(0x3f000000u));
+  const I k = L::min(exponent, L::as_i(L::splat(0u))) & L::as_i(L::splat(0xff800000u));
+  const F m = L::as_f(L::as_u(y) - L::as_u(k));
   const F f = m - L::positive_one(y);  // ln u = k ln 2 + ln(1 + f), f in [-1/2, 0)
   F p = L::splat(1.9638747f);          // -2 ln(1 + f) / f
   p = L::fma(p, f, L::splat(0.99445254f));

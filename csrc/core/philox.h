@@ -26,4 +26,12 @@ PYZO_HD Words<typename L::U> philox(Words<typename L::U> c, uint64_t key) {
   return c;
 }
 
+// The four words of one counter, for known answers.
+template <int kRounds = 7>
+PYZO_HD void philox_at(uint32_t out[4], uint64_t seed, uint64_t high, uint64_t low) {
+  const Words<uint32_t> w =
+      philox<Scalar, kRounds>({uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)}, seed);
+  out[0] = w.x, out[1] = w.y, out[2] = w.z, out[3] = w.w;
+}
+
 }  // namespace pyzo

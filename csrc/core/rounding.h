@@ -80,4 +80,11 @@ PYZO_HD typename L::F round_stochastic(typename L::F x, typename L::U random) {
   }
 }
 
+// What bodies call: the lane's own instruction where it has one that gives the same bits, else the definition above.
+template <class L, Dtype T>
+PYZO_HD typename L::F to_storage(typename L::F x) {
+  if constexpr (requires { L::template round_nearest<T>(x); }) return L::template round_nearest<T>(x);
+  else return round_nearest<L, T>(x);
+}
+
 }  // namespace pyzo

@@ -130,13 +130,7 @@ struct Lanes {
     } else if constexpr (T == kBFloat16) {
       return as_f(load_u16(static_cast<const uint16_t*>(base) + i) << 16);
     } else {
-#if PYZO_LANES == 16
-      return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(static_cast<const uint16_t*>(base) + i)));
-#elif PYZO_LANES == 8
-      return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(static_cast<const uint16_t*>(base) + i)));
-#else
-      return widen_half<Lanes>(load_u16(static_cast<const uint16_t*>(base) + i));
-#endif
+      return widen_half<Lanes>(load_u16(static_cast<const uint16_t*>(base) + i));  // the CPU's own would quiet signalling NaNs
     }
   }
   // x is representable in T.
@@ -150,15 +144,17 @@ struct Lanes {
       store_u16(static_cast<uint16_t*>(base) + i, narrow_half<Lanes>(x));
     }
   }
+#if PYZO_LANES > 4
   template <Dtype T>
+    requires(T == kFloat16)
   static PYZO_HD F round_nearest(F x) {
 #if PYZO_LANES == 16
-    if constexpr (T == kFloat16) return (F)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
-#elif PYZO_LANES == 8
-    if constexpr (T == kFloat16) return (F)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+    return (F)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+    return (F)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 #endif
-    return pyzo::round_nearest<Lanes, T>(x);
   }
+#endif
 };
 
 }  // namespace pyzo::cpu::PYZO_ISA

@@ -155,7 +155,7 @@ void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key
       if (undo && a.perturb == a.undo) noise.p = noise.u;
       else fill(a.distribution, {a.control.seed(a.perturb), key}, start, first, last, noise.perturb);
     }
-    if (stochastic) fill_bits({uint64_t(a.control.words[Control::kRoundingSeed]), key}, start, first, last, noise.rounding);
+    if (stochastic) fill_bits({a.control.rounding_seed(), key}, start, first, last, noise.rounding);
 
     const char* from = src + (done - first) * kSize;
     char* to = dst + (done - first) * kSize;
@@ -219,7 +219,7 @@ void noise_tensor(Source source, Shard shard, int distribution, char* out, int64
       fill(distribution, {source.seed, source.key}, start, first, last, tile);
       alignas(64) char rounded[kTile * kSize];
       for (int64_t k = first / kLanes; k * kLanes < last; ++k)
-        Lanes::store<T>(rounded, k * kLanes, Lanes::round_nearest<T>(tile.v[k]));
+        Lanes::store<T>(rounded, k * kLanes, to_storage<Lanes, T>(tile.v[k]));
       __builtin_memcpy(out + (local + done) * kSize, rounded + first * kSize, (last - first) * kSize);
       done += last - first;
     }

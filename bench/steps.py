@@ -1,0 +1,79 @@
+"""Compares a whole ZO-SGD step of pyzo with MeZO's own on one model: time per step, split into forwards and passes."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+import pyzo
+from bench import baselines
+from bench.harness import Provider, Recorder, against, interleave, speedup, summary
+from bench.sweep import DISTRIBUTIONS, Sweep
+
+LR, EPS = 1e-7, 1e-3
+Loss = Callable[[nn.Module], torch.Tensor]
+
+
+def compare(
+    recorder: Recorder, model: nn.Module, loss: Loss, config: Mapping[str, object], *, repeats: int, targets: Mapping[str, float]
+) -> None:
+    """Adds one row per way to step; `targets` names the least speedup of "pyzo normal" and the like."""
+    names = [f"pyzo {distribution}" for distribution in DISTRIBUTIONS]
+    calls: dict[str, Callable[[], object]] = {"two forwards": lambda: _two_forwards(model, loss)}
+    for name, distribution in zip(names, DISTRIBUTIONS, strict=True):
+        calls[name] = _pyzo_step(copy.deepcopy(model), loss, distribution)
+        calls[f"{name} passes"] = _passes(copy.deepcopy(model), distribution)
+    calls["eager"] = _eager_step(copy.deepcopy(model), loss)
+    samples = interleave([Provider(*call) for call in calls.items()], repeats=repeats, device=recorder.device)
+    forwards = summary(samples["two forwards"])["median_s"]
+    for name in calls:
+        numbers: dict[str, object] = summary(samples[name])
+        if name in (*names, "eager"):
+            numbers["forwards_share"] = forwards / numbers["median_s"]
+            numbers["outside_forwards_s"] = numbers["median_s"] - forwards
+        if name in names:
+            numbers["ratio"] = {"to": "eager", **speedup(samples["eager"], samples[name])}
+            if name in targets:
+                numbers |= against(targets[name], numbers["ratio"]["of_medians"])
+        recorder.add("step", name, config, **numbers)
+
+
+def _two_forwards(model: nn.Module, loss: Loss) -> None:
+    with torch.no_grad():
+        loss(model)
+        loss(model)
+
+
+def _pyzo_step(model: nn.Module, loss: Loss, distribution: str) -> Callable[[], object]:
+    optimizer = pyzo.optim.ZOSGD(model.parameters(), lr=LR, eps=EPS, distribution=distribution, store="inplace")
+    return lambda: optimizer.step(lambda: loss(model))
+
+
+def _passes(model: nn.Module, distribution: str) -> Callable[[], object]:
+    """The three passes of a step and nothing else."""
+    sweep = Sweep([parameter.data for parameter in model.parameters()], distribution=distribution)
+    stochastic = sweep.tensors[0].element_size() == 2
+
+    def passes() -> None:
+        sweep.perturb()
+        sweep.undo_perturb()
+        sweep.restore_update(stochastic=stochastic)
+
+    return passes
+
+
+def _eager_step(model: nn.Module, loss: Loss) -> Callable[[], object]:
+    parameters = list(model.parameters())
+
+    @torch.no_grad()
+    def step() -> None:
+        baselines.eager_perturb_(parameters, EPS, 1.0, 1)
+        plus = loss(model)
+        baselines.eager_perturb_(parameters, EPS, -2.0, 1)
+        minus = loss(model)
+        baselines.eager_perturb_(parameters, EPS, 1.0, 1)
+        coefficient = ((plus - minus) / (2 * EPS)).item()
+        baselines.eager_update_(parameters, lr=LR, coefficient=coefficient, seed=1)
+
+    return step

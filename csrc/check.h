@@ -1,0 +1,111 @@
+#pragma once
+// Checks of operator arguments, written once for both devices. Every message names the argument, what was expected and what came.
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "core/control.h"
+#include "core/rounding.h"
+
+namespace pyzo {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string describe(const Tensor& t) {
+  std::ostringstream s;
+  s << torch::headeronly::toString(t.scalar_type()) << '[';
+  for (int64_t i = 0; i < t.dim(); ++i) s << (i ? ", " : "") << t.size(i);
+  s << "] on " << (t.is_cuda() ? "cuda" : "cpu");
+  if (t.is_cuda()) s << ':' << t.get_device_index();
+  if (!t.is_contiguous()) s << ", not contiguous";
+  return s.str();
+}
+
+// Where an element of a list stands in a message: "dst[3]".
+inline std::string at(const char* list, size_t i) { return std::string(list) + '[' + std::to_string(i) + ']'; }
+
+inline Dtype check_weights(const Tensor& t, const std::string& name) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half) && t.is_contiguous(), name,
+                  ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
+  return type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBFloat16 : kFloat16;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && (!a.is_cuda() || a.get_device_index() == b.get_device_index());
+}
+
+inline void check_same_device(const Tensor& t, const Tensor& control, const std::string& name) {
+  STD_TORCH_CHECK(same_device(t, control), name, ": expected a tensor on the device of control, which is ", describe(control), ", got ",
+                  describe(t));
+}
+
+inline Control check_control(const Tensor& t) {
+  const bool ok = t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.dim() == 2 && t.size(0) > Control::kLines &&
+                  t.size(1) > Control::kHeader && t.size(1) % 2 == 0;
+  STD_TORCH_CHECK(ok, "control: expected a contiguous int64 matrix [3 + rows, 8 + 2 * directions], got ", describe(t));
+  return {static_cast<int64_t*>(t.data_ptr()), (t.size(1) - Control::kHeader) / 2, t.size(0) - Control::kLines};
+}
+
+inline void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  STD_TORCH_CHECK(low <= value && value < high, name, ": expected an integer in [", low, ", ", high, "), got ", value);
+}
+
+// A rectangle of n elements whose global indices lie in [0, 2^63).
+inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
+  bool ok = s.base >= 0;
+  int64_t last = s.base;
+  if (ok && n > 0) {
+    if (s.inner <= 0) {
+      ok = !__builtin_add_overflow(s.base, n - 1, &last);
+    } else {
+      int64_t rows;
+      ok = s.stride >= s.inner && !__builtin_mul_overflow((n - 1) / s.inner, s.stride, &rows) &&
+           !__builtin_add_overflow(s.base, rows, &last) && !__builtin_add_overflow(last, s.inner - 1, &last);
+    }
+  }
+  STD_TORCH_CHECK(ok, name, ": expected a shard with base >= 0, stride >= inner and indices below 2^63, got base ", s.base, ", inner ",
+                  s.inner, ", stride ", s.stride, " for ", n, " elements");
+}
+
+struct Span {
+  uintptr_t begin, end;
+  size_t index;
+  bool operator<(const Span& o) const { return begin < o.begin; }
+};
+
+inline std::vector<Span> spans(const std::vector<Tensor>& list) {
+  std::vector<Span> out;
+  for (size_t i = 0; i < list.size(); ++i) {
+    const int64_t n = list[i].numel();
+    if (n == 0) continue;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(list[i].data_ptr());
+    out.push_back({begin, begin + uintptr_t(n) * list[i].element_size(), i});
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+// No two destinations share memory, and a source shares memory with its own destination only, and then with all of it.
+inline void check_overlap(const std::vector<Tensor>& src, const std::vector<Tensor>& dst) {
+  const std::vector<Span> to = spans(dst);
+  for (size_t k = 1; k < to.size(); ++k)
+    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, at("dst", to[k].index), ": expected memory of its own, got a tensor that overlaps ",
+                    at("dst", to[k - 1].index));
+  for (const Span& from : spans(src)) {
+    auto hit = std::upper_bound(to.begin(), to.end(), from);
+    if (hit != to.begin() && (hit - 1)->end > from.begin) --hit;
+    for (; hit != to.end() && hit->begin < from.end; ++hit)
+      STD_TORCH_CHECK(hit->index == from.index && hit->begin == from.begin, at("src", from.index),
+                      ": expected memory apart from the destinations or that of its own, got a tensor that overlaps ",
+                      at("dst", hit->index));
+  }
+}
+
+}  // namespace pyzo

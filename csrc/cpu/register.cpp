@@ -1,0 +1,61 @@
+// The CPU device: torch's threads over tiles, and the registration of the operators.
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/isa.h"
+#include "ops.h"
+
+namespace pyzo {
+namespace {
+
+constexpr int64_t kGrain = 16;  // tiles a thread must have to be worth waking
+
+int64_t tiles(int64_t n) { return (n + cpu::kTile - 1) / cpu::kTile; }
+
+struct Cpu {
+  static void pass(const Tensor&, const PassArgs& args, const PassTensors& work) {
+    std::vector<int64_t> first(1, 0);  // tile number at which each tensor begins
+    for (const TensorArgs& t : work.tensors) first.push_back(first.back() + tiles(t.n));
+    const cpu::Isa& isa = cpu::isa();
+    torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+      size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+      for (; begin < end; ++i) {
+        const TensorArgs& t = work.tensors[i];
+        const int64_t stop = std::min(end, first[i + 1]);
+        isa.pass(args, t, work.dtypes[i], (begin - first[i]) * cpu::kTile, std::min((stop - first[i]) * cpu::kTile, t.n));
+        begin = stop;
+      }
+    });
+  }
+
+  static void noise(const Tensor& out, Source source, Shard shard, int distribution, Dtype dtype) {
+    const int64_t n = out.numel();
+    void* data = out.data_ptr();
+    const cpu::Isa& isa = cpu::isa();
+    torch::stable::parallel_for(0, tiles(n), kGrain, [&](int64_t begin, int64_t end) {
+      isa.noise(source, shard, distribution, dtype, data, begin * cpu::kTile, std::min(end * cpu::kTile, n));
+    });
+  }
+
+  static void philox(const Tensor& out, uint64_t seed, uint64_t high, uint64_t block) {
+    uint32_t* words = static_cast<uint32_t*>(out.data_ptr());
+    for (int64_t i = 0; i < out.size(0); ++i, words += 4) philox_at(words, seed, high, block + uint64_t(i));
+  }
+
+  static void begin_step(const Tensor&, Control c) { pyzo::begin_step(c); }
+
+  static void estimate_two_sided(const Tensor&, Control c, const double* losses, int64_t q) {
+    pyzo::estimate_two_sided(c, losses, q);
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyzo, CPU, m) {
+#define PYZO_OP(name, schema) m.impl(#name, TORCH_BOX(&name<Cpu>));
+#define PYZO_HOST_OP(name, schema)
+#include "ops.inc"
+#undef PYZO_OP
+#undef PYZO_HOST_OP
+}
+
+}  // namespace pyzo

@@ -1,0 +1,121 @@
+#pragma once
+// The CUDA lane: the scalar lane of core/ with the conversion instructions of the hardware, and moves of 8 elements.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/normal.h"
+#include "core/rademacher.h"
+#include "core/rounding.h"
+
+namespace pyzo::cuda {
+
+struct Lane : Scalar {
+  template <Dtype T>
+  static __device__ __forceinline__ float round_nearest(float x) {
+    if constexpr (T == kFloat32) return x;
+    else if constexpr (T == kBFloat16) return __bfloat162float(__float2bfloat16_rn(x));
+    else return __half2float(__float2half_rn(x));
+  }
+};
+
+constexpr int kPerThread = 8;
+
+// Elements of a thread form two groups of four; where they lie in a block's tile depends on the size of an element, so that
+// every access is 16 bytes wide and neighbouring threads touch neighbouring 16 bytes.
+template <Dtype T>
+struct Layout {
+  static constexpr int kTile = 256 * kPerThread;
+  static __device__ __forceinline__ int group(int thread, int g) {
+    return T == kFloat32 ? g * (kTile / 2) + thread * 4 : thread * 8 + g * 4;
+  }
+};
+
+template <Dtype T>
+using Storage = std::conditional_t<T == kFloat32, float, uint16_t>;
+
+template <Dtype T>
+__device__ __forceinline__ float widen(Storage<T> x) {
+  if constexpr (T == kFloat32) return x;
+  else if constexpr (T == kBFloat16) return bits<float>(uint32_t(x) << 16);
+  else if ((x & 0x7c00u) != 0x7c00u) return __half2float(__ushort_as_half(x));
+  else return widen_half<Scalar>(x);  // the conversion instruction would change a NaN's bits
+}
+
+// x is representable in T.
+template <Dtype T>
+__device__ __forceinline__ Storage<T> narrow(float x) {
+  if constexpr (T == kFloat32) return x;
+  else if constexpr (T == kBFloat16) return uint16_t(bits<uint32_t>(x) >> 16);
+  else if (magnitude<Scalar>(x) < 0x7f800000u) return __half_as_ushort(__float2half_rn(x));
+  else return uint16_t(narrow_half<Scalar>(x));
+}
+
+// The 8 elements of a thread whose groups both lie inside the tensor, aligned to 16 bytes. at[g]: local index of group g.
+template <Dtype T>
+__device__ __forceinline__ void load8(const void* base, const int64_t at[2], float w[8]) {
+  if constexpr (T == kFloat32) {
+    const float4 a = *reinterpret_cast<const float4*>(static_cast<const float*>(base) + at[0]);
+    const float4 b = *reinterpret_cast<const float4*>(static_cast<const float*>(base) + at[1]);
+    w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
+  } else {
+    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(base) + at[0]);
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      w[2 * k] = widen<T>(uint16_t(words[k]));
+      w[2 * k + 1] = T == kBFloat16 ? bits<float>(words[k] & 0xffff0000u) : widen<T>(uint16_t(words[k] >> 16));
+    }
+  }
+}
+
+template <Dtype T>
+__device__ __forceinline__ void store8(void* base, const int64_t at[2], const float w[8]) {
+  if constexpr (T == kFloat32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(base) + at[0]) = make_float4(w[0], w[1], w[2], w[3]);
+    *reinterpret_cast<float4*>(static_cast<float*>(base) + at[1]) = make_float4(w[4], w[5], w[6], w[7]);
+  } else {
+    uint32_t words[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if constexpr (T == kBFloat16) words[k] = __byte_perm(bits<uint32_t>(w[2 * k]), bits<uint32_t>(w[2 * k + 1]), 0x7632);
+      else words[k] = uint32_t(narrow<T>(w[2 * k])) | uint32_t(narrow<T>(w[2 * k + 1])) << 16;
+    }
+    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + at[0]) = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+// Noise of four consecutive elements from global index g, a multiple of 4.
+template <int kDistribution>
+__device__ __forceinline__ void noise4(Source s, uint64_t g, float z[4]) {
+  if constexpr (kDistribution == kNormal) {
+    normal4<Lane>(field_words<Lane>(s, kNormalStream, g / kNormalPerCounter, 0u), z);
+  } else {
+    const Words<uint32_t> w = field_words<Lane>(s, kRademacherStream, g / kRademacherPerCounter, 0u);
+    const uint32_t at = uint32_t(g) % kRademacherPerCounter;
+    const uint32_t word = at < 64 ? (at < 32 ? w.x : w.y) : (at < 96 ? w.z : w.w);
+    const uint32_t top = word << (28 - at % 32);  // element k of the four stands in bit 28 + k
+#pragma unroll
+    for (int k = 0; k < 4; ++k) z[k] = sign_at_top<Lane>(top << (3 - k));
+  }
+}
+
+// Noise of any one element.
+template <int kDistribution>
+__device__ __forceinline__ float noise1(Source s, uint64_t g) {
+  float z[4];
+  noise4<kDistribution>(s, g & ~uint64_t(3), z);
+  const int k = int(g & 3);
+  return k < 2 ? (k == 0 ? z[0] : z[1]) : (k == 2 ? z[2] : z[3]);
+}
+
+__device__ __forceinline__ uint32_t half_of(const Words<uint32_t>& w, int k) {
+  const uint32_t word = k < 4 ? (k < 2 ? w.x : w.y) : (k < 6 ? w.z : w.w);
+  return (word >> (16 * (k & 1))) & 0xffffu;
+}
+
+// Whether the groups of four of a shard are groups of four (eight, with rounding bits) of the whole tensor.
+__device__ __forceinline__ bool in_blocks(const Shard& s) {
+  return s.base % 8 == 0 && (s.inner <= 0 || (s.inner % 8 == 0 && s.stride % 8 == 0));
+}
+
+}  // namespace pyzo::cuda

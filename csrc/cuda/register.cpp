@@ -1,0 +1,64 @@
+// The CUDA device: torch's current stream, error checks, and the registration of the operators.
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
+#include "ops.h"
+
+// Present under a CUDA torch only. Weak, so that one binary loads under every torch.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace pyzo {
+namespace {
+
+// Selects the device of a tensor and calls launch(stream) on its current stream.
+template <class Launch>
+void on_stream(const Tensor& t, const Launch& launch) {
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA: the stream of ", describe(t), " is unknown");
+  torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  const int error = launch(static_cast<CUstream_st*>(stream));
+  STD_TORCH_CHECK(error == 0, "CUDA: ", cuda::error_text(error));
+}
+
+struct Cuda {
+  static void pass(const Tensor& control, const PassArgs& args, const PassTensors& work) {
+    for (const Dtype dtype : {kFloat32, kBFloat16, kFloat16}) {
+      std::vector<TensorArgs> same;
+      for (size_t i = 0; i < work.tensors.size(); ++i)
+        if (work.dtypes[i] == dtype) same.push_back(work.tensors[i]);
+      if (same.empty()) continue;
+      on_stream(control, [&](CUstream_st* stream) { return cuda::pass(args, same.data(), same.size(), dtype, stream); });
+    }
+  }
+
+  static void noise(const Tensor& out, Source source, Shard shard, int distribution, Dtype dtype) {
+    on_stream(out, [&](CUstream_st* stream) { return cuda::noise(source, shard, distribution, dtype, out.data_ptr(), out.numel(), stream); });
+  }
+
+  static void philox(const Tensor& out, uint64_t seed, uint64_t high, uint64_t block) {
+    on_stream(out, [&](CUstream_st* stream) {
+      return cuda::philox(static_cast<uint32_t*>(out.data_ptr()), out.size(0), seed, high, block, stream);
+    });
+  }
+
+  static void begin_step(const Tensor& control, Control c) {
+    on_stream(control, [&](CUstream_st* stream) { return cuda::begin_step(c, stream); });
+  }
+
+  static void estimate_two_sided(const Tensor& control, Control c, const double* losses, int64_t q) {
+    on_stream(control, [&](CUstream_st* stream) { return cuda::estimate_two_sided(c, losses, q, stream); });
+  }
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyzo, CUDA, m) {
+#define PYZO_OP(name, schema) m.impl(#name, TORCH_BOX(&name<Cuda>));
+#define PYZO_HOST_OP(name, schema)
+#include "ops.inc"
+#undef PYZO_OP
+#undef PYZO_HOST_OP
+}
+
+}  // namespace pyzo

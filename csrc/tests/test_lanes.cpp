@@ -1,0 +1,155 @@
+// The vector lanes of one instruction set against the scalar lane, function by function. Compiled once for each, with
+// PYZO_ISA and PYZO_LANES defined as in cpu/isa_*.cpp; exits with 77 where the machine lacks the instructions.
+#if PYZO_LANES > 4
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <initializer_list>
+
+#if PYZO_LANES == 8
+#pragma GCC target("avx2,fma,f16c")
+#elif PYZO_LANES == 16
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+
+#include "check.h"
+#include "core/normal.h"
+#include "core/rules.h"
+#include "cpu/lanes.h"
+
+namespace {
+
+using namespace pyzo;
+using Lanes = cpu::PYZO_ISA::Lanes;
+using F = Lanes::F;
+using U = Lanes::U;
+constexpr int kWidth = Lanes::kWidth;
+
+constexpr uint32_t kSpecial[] = {0,          1,          2,          0x007fffff, 0x00800000, 0x33000000, 0x33800000, 0x387fffff,
+                                 0x38800000, 0x38800001, 0x3f800000, 0x3f801000, 0x3f808000, 0x477fe000, 0x477fefff, 0x477ff000,
+                                 0x47800000, 0x7f7fffff, 0x7f7f8000, 0x7f800000, 0x7fc00000, 0x7f800001};
+
+// Patterns of every kind: special ones with either sign, all of the range, near one.
+U draw(test::Random& random) {
+  U u;
+  for (int l = 0; l < kWidth; ++l) {
+    const uint32_t word = random.word();
+    switch (random.below(4)) {
+      case 0: u[l] = kSpecial[random.below(sizeof kSpecial / sizeof *kSpecial)] | (word & 0x80000000u); break;
+      case 1: u[l] = (word & 0x807fffffu) | uint32_t(102 + random.below(42)) << 23; break;
+      default: u[l] = word;
+    }
+  }
+  return u;
+}
+
+void compare(const char* name, U got, U want) {
+  for (int l = 0; l < kWidth; ++l) test::expect(got[l] == want[l], "%s, lane %d: expected %08x, got %08x", name, l, want[l], got[l]);
+}
+
+void compare(const char* name, F got, F want) {  // NaN by arithmetic has no particular payload
+  for (int l = 0; l < kWidth; ++l)
+    test::expect(test::same(got[l], want[l]), "%s, lane %d: expected %a, got %a", name, l, double(want[l]), double(got[l]));
+}
+
+template <class Vector, class One>
+Vector each(const One& one) {
+  Vector v;
+  for (int l = 0; l < kWidth; ++l) v[l] = one(l);
+  return v;
+}
+
+template <Dtype T>
+void check_storage(U a, U random) {
+  const F x = Lanes::as_f(a);
+  const U bits16 = random & Lanes::splat(0xffffu);
+  compare("round_stochastic", round_stochastic<Lanes, T>(x, bits16),
+          each<F>([&](int l) { return round_stochastic<Scalar, T>(x[l], bits16[l]); }));
+  const F nearest = to_storage<Lanes, T>(x);
+  compare("round_nearest", nearest, each<F>([&](int l) { return round_nearest<Scalar, T>(x[l]); }));
+
+  uint16_t codes[kWidth + 2], back[kWidth + 2] = {};
+  for (int l = 0; l < kWidth; ++l) codes[l + 1] = uint16_t(random[l]);
+  const F loaded = Lanes::load<T>(codes, 1);  // unaligned
+  compare("load", Lanes::as_u(loaded), each<U>([&](int l) {
+            return bits<uint32_t>(T == kFloat16 ? widen_half<Scalar>(codes[l + 1]) : bits<float>(uint32_t(codes[l + 1]) << 16));
+          }));
+  Lanes::store<T>(back, 1, loaded);
+  for (int l = 0; l < kWidth; ++l)
+    test::expect(back[l + 1] == codes[l + 1], "load and store: expected %04x, got %04x", codes[l + 1], back[l + 1]);
+  test::expect(back[0] == 0 && back[kWidth + 1] == 0, "store wrote outside its %d elements", kWidth);
+}
+
+void check_functions(test::Random& random) {
+  const U a = draw(random), b = draw(random), c = draw(random);
+  const F x = Lanes::as_f(a), y = Lanes::as_f(b), z = Lanes::as_f(c);
+  compare("fma", Lanes::fma(x, y, z), each<F>([&](int l) { return soft_fma(x[l], y[l], z[l]); }));
+  compare("float_of", Lanes::float_of(Lanes::as_i(a)), each<F>([&](int l) { return Scalar::float_of(int32_t(a[l])); }));
+  const F near = Lanes::as_f((a & Lanes::splat(0x80ffffffu)) | Lanes::splat(0x43000000u));
+  compare("truncate", Lanes::as_u(Lanes::truncate(near)), each<U>([&](int l) { return uint32_t(Scalar::truncate(near[l])); }));
+  const F root = Lanes::as_f((a & Lanes::splat(0x3fffffffu)) | Lanes::splat(0x20000000u));  // [2^-63, 2)
+  compare("sqrt", Lanes::sqrt(root), each<F>([&](int l) { return std::sqrt(root[l]); }));
+  compare("min", Lanes::as_u(Lanes::min(Lanes::as_i(a), Lanes::as_i(b))),
+          each<U>([&](int l) { return uint32_t(Scalar::min(int32_t(a[l]), int32_t(b[l]))); }));
+  compare("positive_one", Lanes::positive_one(x), each<F>([&](int l) { return Scalar::positive_one(x[l]); }));
+  compare("if_changed", Lanes::as_u(Lanes::if_changed(x, y)),
+          each<U>([&](int l) { return bits<uint32_t>(Scalar::if_changed(x[l], y[l])); }));
+  const U small = a & Lanes::splat(0x7fffffffu), other = b & Lanes::splat(0x7fffffffu);
+  compare("below", Lanes::below(small, other, a, b), each<U>([&](int l) { return Scalar::below(small[l], other[l], a[l], b[l]); }));
+  for (uint32_t m : {0xD2511F53u, 0xCD9E8D57u, 0xffffffffu}) {
+    U low;
+    uint32_t one;
+    compare("mul_hi_lo", Lanes::mul_hi_lo(m, a, low), each<U>([&](int l) { return Scalar::mul_hi_lo(m, a[l], one); }));
+    compare("mul_hi_lo, low", low, each<U>([&](int l) { return m * a[l]; }));
+  }
+  check_storage<kBFloat16>(a, b);
+  check_storage<kFloat16>(a, b);
+  const Group group = {0.25f, 0.0f, random.below(2) ? 0.125f : 0.0f};
+  compare("sgd", sgd<Lanes>(x, y, GroupLanes<Lanes>(group)),
+          each<F>([&](int l) { return sgd<Scalar>(x[l], y[l], GroupLanes<Scalar>(group)); }));
+}
+
+// A counter per lane, and the order in which transpose() leaves the items.
+void check_field(test::Random& random) {
+  const Source source = {random.next(), random.next() >> 8};
+  const uint64_t block = random.next() / kWidth * kWidth;
+  const U offset = Lanes::counter_offsets();
+  const Words<U> w = field_words<Lanes>(source, kNormalStream, block, offset);
+  F z[4];
+  normal4<Lanes>(w, z);
+  for (int l = 0; l < kWidth; ++l) {
+    const Words<uint32_t> one = field_words<Scalar>(source, kNormalStream, block + offset[l], 0u);
+    test::expect(one.x == w.x[l] && one.y == w.y[l] && one.z == w.z[l] && one.w == w.w[l], "philox, lane %d", l);
+    float want[4];
+    normal4<Scalar>(one, want);
+    for (int k = 0; k < 4; ++k)
+      test::expect(test::same(z[k][l], want[k]), "normal4, lane %d, %d: expected %a, got %a", l, k, double(want[k]), double(z[k][l]));
+  }
+  F items[4];  // item k of counter j is 4 j + k
+  for (int k = 0; k < 4; ++k) items[k] = Lanes::float_of(Lanes::as_i(offset * Lanes::splat(4u) + Lanes::splat(uint32_t(k))));
+  Lanes::transpose(items);
+  for (int i = 0; i < 4 * kWidth; ++i)
+    test::expect(items[i / kWidth][i % kWidth] == float(i), "transpose: expected %d, got %g", i, double(items[i / kWidth][i % kWidth]));
+}
+
+__attribute__((noinline)) int run() {
+  test::Random random{11};
+  for (int trial = 0; trial < 40000; ++trial) check_functions(random);
+  for (int trial = 0; trial < 4000; ++trial) check_field(random);
+  return test::report("lanes");
+}
+
+}  // namespace
+
+int main() {
+#if PYZO_LANES == 8
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return 77;
+#elif PYZO_LANES == 16
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
+      !__builtin_cpu_supports("avx512vl"))
+    return 77;
+#endif
+  return run();
+}

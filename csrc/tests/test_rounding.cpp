@@ -1,0 +1,123 @@
+// Rounding to storage against its definition in double precision: all 65,536 codes of both types, every boundary between them.
+#include <cmath>
+#include <initializer_list>
+
+#include "check.h"
+#include "core/rounding.h"
+
+namespace {
+
+using namespace pyzo;
+
+struct Format {
+  int fraction_bits, min_exponent;
+  double overflow;  // the first value beyond the finite ones
+};
+
+template <Dtype T>
+constexpr Format kFormat = T == kBFloat16 ? Format{7, -126, 0x1p128} : Format{10, -14, 0x1p16};
+
+// Distance of neighbouring values at |x|.
+template <Dtype T>
+double quantum(double x) {
+  int e;
+  std::frexp(x, &e);
+  e -= 1;
+  if (x == 0.0 || e < kFormat<T>.min_exponent) e = kFormat<T>.min_exponent;
+  return std::ldexp(1.0, e - kFormat<T>.fraction_bits);
+}
+
+template <Dtype T>
+float expected_nearest(float x) {
+  const double q = quantum<T>(x), r = std::nearbyint(double(x) / q) * q;
+  return std::fabs(r) >= kFormat<T>.overflow ? std::copysign(INFINITY, x) : std::copysign(float(r), x);
+}
+
+template <Dtype T>
+float expected_stochastic(float x, uint32_t random) {
+  const double q = quantum<T>(x), units = (std::floor(std::fabs(double(x)) / q * 65536.0) + double(random)) / 65536.0;
+  const double r = std::floor(units) * q;
+  return std::copysign(r >= kFormat<T>.overflow ? INFINITY : float(r), x);
+}
+
+// The value of a code, from the definition of the format.
+template <Dtype T>
+float value_of(uint32_t code) {
+  if (T == kBFloat16) return bits<float>(code << 16);
+  const uint32_t e = code >> 10 & 31, m = code & 0x3ff;
+  if (e == 31 && m) return bits<float>((code & 0x8000u) << 16 | 0x7f800000u | m << 13);
+  const double v = e == 31 ? INFINITY : e ? std::ldexp(1024.0 + m, int(e) - 25) : std::ldexp(double(m), -24);
+  return float(code & 0x8000u ? -v : v);
+}
+
+template <Dtype T>
+void check_point(float x) {
+  const float nearest = round_nearest<Scalar, T>(x);
+  test::expect(bits<uint32_t>(nearest) == bits<uint32_t>(expected_nearest<T>(x)), "round_nearest<%d>(%a): expected %a, got %a", int(T),
+               double(x), double(expected_nearest<T>(x)), double(nearest));
+  for (uint32_t random : {0u, 1u, 7u, 8u, 0x7fffu, 0x8000u, 0x8001u, 0xfff8u, 0xffffu}) {
+    const float got = round_stochastic<Scalar, T>(x, random), want = expected_stochastic<T>(x, random);
+    test::expect(bits<uint32_t>(got) == bits<uint32_t>(want), "round_stochastic<%d>(%a, %04x): expected %a, got %a", int(T), double(x),
+                 random, double(want), double(got));
+  }
+}
+
+template <Dtype T>
+void check_boundaries() {
+  for (uint32_t code = 0; code < 0x10000u; ++code) {
+    const float x = value_of<T>(code);
+    const uint32_t u = bits<uint32_t>(x);
+    test::expect(bits<uint32_t>(round_nearest<Scalar, T>(x)) == u, "round_nearest<%d>: code %04x moved", int(T), code);
+    for (uint32_t random : {0u, 0x8000u, 0xffffu})
+      test::expect(bits<uint32_t>(round_stochastic<Scalar, T>(x, random)) == u, "round_stochastic<%d>: code %04x moved", int(T), code);
+    if (!std::isfinite(x)) continue;
+    const float tie = float(double(x) + (code & 0x8000u ? -0.5 : 0.5) * quantum<T>(x));
+    for (float y : {std::nextafter(x, 0.0f), x, std::nextafter(x, INFINITY), std::nextafter(tie, -INFINITY), tie, std::nextafter(tie, INFINITY)})
+      if (std::isfinite(y)) check_point<T>(y);
+  }
+}
+
+// Over all 65,536 random values the share that rounds up is the fraction itself, to 2^-16.
+template <Dtype T>
+void check_expectation(test::Random& random) {
+  for (int trial = 0; trial < 200; ++trial) {
+    const float x = std::ldexp(1.0f + float(random.below(1 << 23)) * 0x1p-23f, int(random.below(38)) - 25);
+    if (double(x) + quantum<T>(x) >= kFormat<T>.overflow) continue;
+    double sum = 0;
+    for (uint32_t r = 0; r < 0x10000u; ++r) sum += double(round_stochastic<Scalar, T>(x, r)) - double(x);
+    const double bias = sum / 65536.0 / quantum<T>(x);
+    test::expect(std::fabs(bias) <= 0x1p-16, "round_stochastic<%d>(%a): bias %.3e quanta, more than 2^-16", int(T), double(x), bias);
+  }
+}
+
+template <Dtype T>
+void check_type(test::Random& random) {
+  check_boundaries<T>();
+  for (int trial = 0; trial < 500000; ++trial) {
+    const float x = random.any_float();
+    if (std::isfinite(x)) {
+      check_point<T>(x);
+    } else {
+      test::expect(test::same(round_nearest<Scalar, T>(x), x) && test::same(round_stochastic<Scalar, T>(x, 0xffffu), x),
+                   "%08x did not pass", bits<uint32_t>(x));
+    }
+  }
+  for (float special : {0.0f, -0.0f, 0x1p-149f, -0x1p-149f, 0x1p-126f, 0x1.fffffep127f, -0x1.fffffep127f, 65504.0f, 65519.996f, 65520.0f, 65536.0f})
+    check_point<T>(special);
+  check_expectation<T>(random);
+}
+
+}  // namespace
+
+int main() {
+  test::Random random{3};
+  for (uint32_t code = 0; code < 0x10000u; ++code) {
+    const float x = value_of<kFloat16>(code), wide = widen_half<Scalar>(code);
+    test::expect(bits<uint32_t>(wide) == bits<uint32_t>(x), "widen_half(%04x): expected %a, got %a", code, double(x), double(wide));
+    const uint32_t back = narrow_half<Scalar>(wide);
+    test::expect(back == code, "narrow_half(widen_half(%04x)): got %04x", code, back);
+  }
+  check_type<kBFloat16>(random);
+  check_type<kFloat16>(random);
+  return test::report("rounding");
+}

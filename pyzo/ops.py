@@ -1,0 +1,104 @@
+"""The operators of pyzo: loads them, gives each a fake for torch.compile, and wraps those that Python calls in a typed function."""
+
+from pathlib import Path
+
+import torch
+
+_LIBRARY = Path(__file__).with_name("_C.so")
+if not _LIBRARY.exists():
+    raise ImportError(f"{_LIBRARY} is missing: build it with `pip install .` (or `pip install -e .`) in pyzo's repository")
+torch.ops.load_library(_LIBRARY)
+_ops = torch.ops.pyzo
+
+DISTRIBUTIONS = {"normal": 0, "rademacher": 1}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _nothing(*args: object) -> None:
+    """Fake of an operator that only writes into its arguments."""
+
+
+for _name in ("pass_", "noise_", "philox_", "begin_step_", "estimate_two_sided_"):
+    torch.library.register_fake(f"pyzo::{_name}", _nothing)
+
+
+def signed(value: int) -> int:
+    """The int64 with the bits of a 64-bit unsigned integer, as operators and the control tensor hold seeds and keys."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def check_unsigned(name: str, value: int, bits: int) -> int:
+    """`value` as an int in [0, 2^bits); TypeError or ValueError that names the argument otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    value = value.__index__()
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{name}: expected an integer in [0, 2^{bits}), got {value}")
+    return value
+
+
+def distribution_code(name: str) -> int:
+    """The operators' number of a distribution; ValueError for an unknown name."""
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: expected one of {', '.join(map(repr, DISTRIBUTIONS))}, got {name!r}")
+    return DISTRIBUTIONS[name]
+
+
+def pass_(
+    src: list[torch.Tensor],
+    dst: list[torch.Tensor],
+    table: torch.Tensor,
+    control: torch.Tensor,
+    *,
+    distribution: int,
+    undo: int = -1,
+    undo_sign: float = 0.0,
+    directions: int = 0,
+    perturb: int = -1,
+    perturb_sign: float = 0.0,
+    stochastic: bool = False,
+) -> None:
+    """One sweep over tensors of one device (DESIGN.md section 4): undo, then update, then perturb, each element once.
+
+    Args:
+        src: where the weights are read; empty: from `dst`.
+        dst: contiguous float32, bfloat16 or float16 tensors, any shapes, none sharing memory.
+        table: int64 [len(dst), 5] on the CPU: key, base, inner, stride (the shard), row of `control`.
+        control: int64 [3 + rows, 8 + 2 directions] on the tensors' device (csrc/core/control.h).
+        undo: direction whose perturbation is taken back by adding undo_sign * eps * z, or -1.
+        directions: how many directions, from 0 on, the update sums; 0: no update.
+        perturb: direction that is added last, times perturb_sign * eps, or -1.
+        stochastic: round the update of 16-bit weights stochastically.
+    """
+    _ops.pass_(src, dst, table, control, distribution, undo, undo_sign, directions, perturb, perturb_sign, stochastic)
+
+
+def noise_(out: torch.Tensor, *, seed: int, key: int, base: int, inner: int, stride: int, distribution: int) -> None:
+    """Fill `out` (contiguous float32, bfloat16, float16) with the noise field; see `pyzo.noise`."""
+    _ops.noise_(out, signed(seed), key, base, inner, stride, distribution)
+
+
+def begin_step_(control: torch.Tensor) -> None:
+    """Advance the step counter of a control tensor and draw the seeds of its directions."""
+    _ops.begin_step_(control)
+
+
+def estimate_two_sided_(control: torch.Tensor, losses: torch.Tensor) -> None:
+    """Coefficients (l+ - l-) / (2 eps q) of each row from float64 losses [2 q] = l+, l- of each direction; clears ok if not finite."""
+    _ops.estimate_two_sided_(control, losses)
+
+
+def isas() -> list[str]:
+    """Instruction sets of this machine that pyzo has bodies for, best first."""
+    return [name.rstrip("*") for name in _ops.isas().split()]
+
+
+def select_isa(name: str) -> None:
+    """Use the bodies of one instruction set ("" = the best). For tests: results never depend on it."""
+    if not _ops.select_isa(name):
+        raise ValueError(f"name: expected one of {isas()} or '', got {name!r}")
+
+
+def cuda_stream_bound() -> bool:
+    """Whether the loaded torch offers the CUDA stream that the CUDA kernels run on."""
+    return _ops.cuda_stream_bound()
