@@ -6,7 +6,6 @@ import importlib.util
 import re
 import sysconfig
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ MAX_WORDS = 24  # about 32 word pieces, what the model sees
 MIN_WORDS = 8
 SHINGLE_WORDS = 5  # texts that share so long a run of words count as near-duplicates
 
-_SKIPPED_FOLDERS = frozenset({"site-packages", "test", "tests", "testing", "idlelib", "ensurepip", "lib2to3", "__pycache__"})
+_SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "test", "tests", "testing", "idlelib", "ensurepip", "lib2to3", "__pycache__"}
+)
 _CODE_LINE = re.compile(r"^\s*(>>>|\.\.\.|\.\. |:\w|from \S+ import |import ).*$", re.MULTILINE)
 _URL = re.compile(r"\S+://\S+")
 _ROLE = re.compile(r":[a-z][a-z:+-]*:(?=`)")
@@ -92,7 +93,9 @@ def split_balanced(
         chosen = [sorted((t for t in texts if _held_out(t) == keep), key=_digest) for texts in texts_by_label]
         count = min(wanted, *map(len, chosen))
         if count == 0:
-            raise ValueError(f"texts_by_label: expected texts of every class on both sides, got {list(map(len, chosen))}")
+            raise ValueError(
+                f"texts_by_label: expected texts of every class on both sides, got {list(map(len, chosen))}"
+            )
         sides[side].extend((text, label) for label, texts in enumerate(chosen) for text in texts[:count])
     train, held_out = (tuple(sorted(side, key=lambda pair: _digest(pair[0]))) for side in sides)
     return train, held_out
@@ -112,7 +115,7 @@ def package_folders() -> dict[str, Path]:
     return folders
 
 
-def docstring_dataset(*, train_per_class: int = 600, held_out_per_class: int = 200) -> Dataset:
+def docstring_dataset(*, train_per_class: int = 400, held_out_per_class: int = 150) -> Dataset:
     """Docstrings of installed packages, to be told apart by their prose alone; needs no download."""
     seen: set[tuple[str, ...]] = set()
     collected = []
@@ -125,30 +128,35 @@ def docstring_dataset(*, train_per_class: int = 600, held_out_per_class: int = 2
             if max(wanted) <= 0:
                 break
         collected.append(texts)
-    train, held_out = split_balanced(
-        collected, train_per_class=train_per_class, held_out_per_class=held_out_per_class
-    )
+    train, held_out = split_balanced(collected, train_per_class=train_per_class, held_out_per_class=held_out_per_class)
     return Dataset("docstrings", PACKAGES, train, held_out)
 
 
-def sst2_dataset(folder: Path | None = None) -> Dataset:
-    """SST-2 from train.tsv and dev.tsv (sentence<TAB>label, no header) in `folder`, else from Hugging Face's hub."""
-    if folder is not None:
-        train, held_out = (tuple(_read_tsv(folder / name)) for name in ("train.tsv", "dev.tsv"))
-        return Dataset("sst2", ("negative", "positive"), train, held_out)
+def sst2_dataset(folder: Path | None = None, *, train_limit: int = 1600) -> Dataset:
+    """SST-2 from train.tsv and dev.tsv (sentence<TAB>label, no header) in `folder`, else from Hugging Face's hub.
+
+    Held out is the whole dev set; of the training set the `train_limit` texts with the smallest hashes are used.
+    """
+    train, held_out = (
+        _hub_sst2() if folder is None else map(list, map(_read_tsv, (folder / "train.tsv", folder / "dev.tsv")))
+    )
+    train = sorted(train, key=lambda pair: _digest(pair[0]))[:train_limit]
+    return Dataset("sst2", ("negative", "positive"), tuple(train), tuple(held_out))
+
+
+def _hub_sst2() -> list[list[tuple[str, int]]]:
     advice = "give --data FOLDER with train.tsv and dev.tsv (sentence<TAB>label), or use the default task"
     try:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"--task sst2 without --data needs datasets (pip install datasets); {advice}") from error
+        raise ModuleNotFoundError(
+            f"--task sst2 without --data needs datasets (pip install datasets); {advice}"
+        ) from error
     try:
         parts = load_dataset("stanfordnlp/sst2")
     except (OSError, ValueError) as error:  # no network, or the hub does not answer
         raise ConnectionError(f"--task sst2: the hub could not be read ({error}); {advice}") from error
-    train, held_out = (
-        tuple((row["sentence"].strip(), int(row["label"])) for row in parts[name]) for name in ("train", "validation")
-    )
-    return Dataset("sst2", ("negative", "positive"), train, held_out)
+    return [[(row["sentence"].strip(), int(row["label"])) for row in parts[name]] for name in ("train", "validation")]
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[str, int]]:
@@ -167,11 +175,3 @@ def _digest(text: str) -> bytes:
 
 def _held_out(text: str) -> bool:
     return _digest(text)[-1] % 4 == 0
-
-
-def class_counts(pairs: Iterable[tuple[str, int]]) -> dict[int, int]:
-    """Number of texts of each class index."""
-    counts: dict[int, int] = defaultdict(int)
-    for _, label in pairs:
-        counts[label] += 1
-    return dict(counts)

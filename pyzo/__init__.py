@@ -1,7 +1,7 @@
 """Fine-tune large models in the memory of inference.
 
-Without torch only what needs none can be used: `pyzo._host`. With torch the operators `torch.ops.pyzo.*` are there after
-`import pyzo`; everything else is imported when it is first named.
+Without torch only what needs none can be used: `pyzo._host`. With torch, `import pyzo` loads the operators
+`torch.ops.pyzo.*`; everything else is imported when it is first named.
 """
 
 import importlib
@@ -15,9 +15,10 @@ _NAMES = {
     "ops": "pyzo.ops",
     "optim": "pyzo.optim",
     "reference": "pyzo.reference",
+    "tensor_key": "pyzo.field",
 }
 
-__all__ = ["__version__", *_NAMES]  # noqa: PLE0604
+__all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> object:

@@ -4,22 +4,16 @@ import torch
 
 from pyzo import ops
 
-HEADER = 8
 LINES = 3
 OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED = range(6)
 LR, EPS, WEIGHT_DECAY, COEFFICIENTS = range(4)
-
-
-def zeros(directions: int, rows: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """An empty control tensor for so many directions and rows: int64 [3 + rows, 8 + 2 directions]."""
-    return torch.zeros(LINES + rows, HEADER + 2 * directions, dtype=torch.int64, device=device)
 
 
 class Control:
     """A control tensor with names for its parts. Reading waits for the device; writing and stepping do not."""
 
     def __init__(self, directions: int, rows: int, device: torch.device, seed: int):
-        self.tensor = zeros(directions, rows, device)
+        self.tensor = ops.control(directions, rows, device)
         self._doubles = self.tensor.view(torch.float64)
         self._directions = directions
         self._rows: list[tuple[float, ...]] | None = None

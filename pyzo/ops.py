@@ -44,6 +44,11 @@ def distribution_code(name: str) -> int:
     return DISTRIBUTIONS[name]
 
 
+def control(directions: int, rows: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """An empty control tensor: int64 [3 + rows, 8 + 2 directions], laid out as csrc/core/control.h says."""
+    return torch.zeros(3 + rows, 8 + 2 * directions, dtype=torch.int64, device=device)
+
+
 def pass_(
     src: list[torch.Tensor],
     dst: list[torch.Tensor],

@@ -51,15 +51,8 @@ class Sweep:
             lines = [(t.key, 0, 0, 0, t.row) for t in own]
             table = torch.tensor(lines, dtype=torch.int64).reshape(len(own), 5)
             self.parts.append(Part([t.tensor for t in own], [t.name for t in own], table, control))
-        for index in range(len(self.parts)):
-            self._check(self.parts[index], index)
-
-    def _check(self, part: Part, index: int) -> None:
-        try:
+        for index in self:
             self.run(index)  # without undo, update or perturbation: the operator's checks alone
-        except RuntimeError as error:
-            names = ", ".join(f"dst[{i}] = {name}" for i, name in enumerate(part.names) if f"dst[{i}]" in str(error))
-            raise ValueError(f"parameter {names}: {str(error).splitlines()[0]}") from error
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.parts)))
@@ -73,20 +66,29 @@ class Sweep:
         directions: int = 0,
         perturb: tuple[int, float] | None = None,
     ) -> None:
-        """One pass over part `index`. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`."""
+        """One pass over part `index`. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
+
+        Raises ValueError naming the parameter that the operator refuses; then nothing was written.
+        """
         part = self.parts[index]
         undo_direction, undo_sign = undo or (-1, 0.0)
         perturb_direction, perturb_sign = perturb or (-1, 0.0)
-        ops.pass_(
-            src or [],
-            part.tensors,
-            part.table,
-            part.control.tensor,
-            distribution=self._distribution,
-            undo=undo_direction,
-            undo_sign=undo_sign,
-            directions=directions,
-            perturb=perturb_direction,
-            perturb_sign=perturb_sign,
-            stochastic=self._stochastic,
-        )
+        try:
+            ops.pass_(
+                src or [],
+                part.tensors,
+                part.table,
+                part.control.tensor,
+                distribution=self._distribution,
+                undo=undo_direction,
+                undo_sign=undo_sign,
+                directions=directions,
+                perturb=perturb_direction,
+                perturb_sign=perturb_sign,
+                stochastic=self._stochastic,
+            )
+        except RuntimeError as error:
+            named = [f"dst[{i}] is {name}" for i, name in enumerate(part.names) if f"dst[{i}]" in str(error)]
+            if not named:
+                raise
+            raise ValueError(f"parameters: {str(error).splitlines()[0]} ({', '.join(named)})") from error

@@ -147,7 +147,11 @@ def test_numpy_integers_are_integers():
         (TypeError, r"seed: expected an integer in \[0, 2\*\*64\), got 'x'", {"seed": "x"}),
         (ValueError, r"key: expected an integer in \[0, 2\*\*56\), got 72057594037927936", {"key": 2**56}),
         (ValueError, r"offset: expected an integer in \[0, 2\*\*63\), got 9223372036854775808", {"offset": 2**63}),
-        (ValueError, r"offset: expected a shard whose .* below 2\*\*63, got 9223372036854775807", {"offset": 2**63 - 1}),
+        (
+            ValueError,
+            r"offset: expected a shard whose .* 2\*\*63, got 9223372036854775807",
+            {"offset": 2**63 - 1},
+        ),
         (ValueError, r"inner: expected a value, since the other is given, got None", {"stride": 3}),
         (ValueError, r"stride: expected a value, since the other is given, got None", {"inner": 3}),
         (ValueError, r"inner: expected at least 1, got 0", {"inner": 0, "stride": 3}),

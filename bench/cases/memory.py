@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,26 +74,15 @@ def child(mode: str, dry_run: bool) -> dict[str, object]:
     return {"peak_bytes": peak, "allocated": vars(counts)}
 
 
-def _stepper(mode: str, model: nn.Module):
+def _stepper(mode: str, model: nn.Module) -> Callable[[Callable[[], torch.Tensor]], torch.Tensor]:
     if mode == "pyzo":
         import pyzo
 
-        optimizer = pyzo.optim.ZOSGD(model.parameters(), lr=1e-7, eps=1e-3, store="inplace")
-        return optimizer.step
+        return pyzo.optim.ZOSGD(model.parameters(), lr=1e-7, eps=1e-3, store="inplace").step
 
-    from bench import baselines
+    from bench.baselines import EagerMeZO
 
-    parameters = list(model.parameters())
-
-    def step(closure) -> None:
-        baselines.eager_perturb_(parameters, 1e-3, 1.0, 1)
-        closure()
-        baselines.eager_perturb_(parameters, 1e-3, -2.0, 1)
-        closure()
-        baselines.eager_perturb_(parameters, 1e-3, 1.0, 1)
-        baselines.eager_update_(parameters, lr=1e-7, coefficient=1.0, seed=1)
-
-    return step
+    return EagerMeZO(model.parameters(), 1e-7, eps=1e-3).step
 
 
 def peak_bytes() -> int:

@@ -7,7 +7,7 @@ import torch
 from bench import baselines
 from bench.cases import shapes
 from bench.harness import Provider, Recorder, Samples, against, interleave, speedup, summary
-from bench.sweep import DISTRIBUTIONS, Sweep
+from bench.pass_kinds import DISTRIBUTIONS, PassKinds
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Least ratio to the eager line `p.data = p.data + c * z * eps`, by what the pass does (issue 2, DESIGN.md section 9).
@@ -39,10 +39,11 @@ def compare(recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: tor
     calls: dict[tuple[str, str], Callable[[], object]] = {
         ("eager", "perturb"): lambda: baselines.eager_perturb_(tensors, EPS, 1.0, SEED),
         ("eager", "update"): lambda: baselines.eager_update_(tensors, lr=1e-6, coefficient=1.0, seed=SEED),
+        ("eager foreach", "perturb"): lambda: baselines.foreach_perturb_(tensors, EPS, 1.0, SEED),
         ("torch add_", "ceiling"): lambda: [tensor.add_(1e-5) for tensor in tensors],
     }
     for distribution in DISTRIBUTIONS:
-        for what, call in Sweep(tensors, distribution=distribution).calls().items():
+        for what, call in PassKinds(tensors, distribution=distribution).calls().items():
             calls[f"pyzo {distribution}", what] = call
     samples = interleave(
         [Provider(f"{provider}/{what}", call) for (provider, what), call in calls.items()],

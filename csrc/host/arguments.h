@@ -1,5 +1,6 @@
 #pragma once
-// Arguments of the host module: what Python passed, checked. Every message names the argument, what was expected and what came.
+// Arguments of the host module: what Python passed, checked. Every message names the argument, what was expected and
+// what came.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -14,12 +15,14 @@ namespace pyzo::host {
 namespace py = pybind11;
 
 [[noreturn]] inline void fail(const char* name, const std::string& expected, py::handle got, bool type = false) {
-  const std::string text = std::string(name) + ": expected " + expected + ", got " + py::cast<std::string>(py::repr(got));
+  const std::string text =
+      std::string(name) + ": expected " + expected + ", got " + py::cast<std::string>(py::repr(got));
   if (type) throw py::type_error(text);
   throw py::value_error(text);
 }
 
-// An integer in [0, 2^bits), from anything Python can use as an index. Python's own conversion would not name the argument.
+// An integer in [0, 2^bits), from anything Python can use as an index. Python's own conversion would not name the
+// argument.
 inline uint64_t whole(const char* name, py::handle value, int bits) {
   const std::string expected = "an integer in [0, 2**" + std::to_string(bits) + ")";
   const py::object number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
@@ -48,7 +51,8 @@ int choice(const char* name, py::handle value, const char* const (&words)[kCount
 // The shard of n elements at offset, whose global indices must stay below 2^63.
 inline Shard shard(int64_t n, py::handle offset, py::handle inner, py::handle stride) {
   Shard s = {int64_t(whole("offset", offset, 63)), 0, 0};
-  if (inner.is_none() != stride.is_none()) fail(inner.is_none() ? "inner" : "stride", "a value, since the other is given", py::none());
+  if (inner.is_none() != stride.is_none())
+    fail(inner.is_none() ? "inner" : "stride", "a value, since the other is given", py::none());
   int64_t last = s.base, rows = 0;
   bool ok;
   if (inner.is_none()) {
@@ -57,8 +61,8 @@ inline Shard shard(int64_t n, py::handle offset, py::handle inner, py::handle st
     s.inner = int64_t(whole("inner", inner, 63)), s.stride = int64_t(whole("stride", stride, 63));
     if (s.inner == 0) fail("inner", "at least 1", inner);
     if (s.stride < s.inner) fail("stride", "at least inner", stride);
-    ok = n == 0 || (!__builtin_mul_overflow((n - 1) / s.inner, s.stride, &rows) && !__builtin_add_overflow(last, rows, &last) &&
-                    !__builtin_add_overflow(last, s.inner - 1, &last));
+    ok = n == 0 || (!__builtin_mul_overflow((n - 1) / s.inner, s.stride, &rows) &&
+                    !__builtin_add_overflow(last, rows, &last) && !__builtin_add_overflow(last, s.inner - 1, &last));
   }
   if (!ok) fail("offset", "a shard whose element indices stay below 2**63", offset);
   return s;

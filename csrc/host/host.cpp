@@ -24,7 +24,8 @@ py::array noise(py::object n, py::object seed, py::object key, py::object offset
   return out;
 }
 
-py::array_t<uint32_t> philox_words(py::object seed, py::object high, py::object block, py::object n, py::object rounds) {
+py::array_t<uint32_t> philox_words(py::object seed, py::object high, py::object block, py::object n,
+                                   py::object rounds) {
   const uint64_t key = whole("seed", seed, 64), upper = whole("high", high, 64), first = whole("block", block, 64);
   const int64_t count = int64_t(whole("n", n, 59));  // of 16 bytes each
   const uint64_t depth = whole("rounds", rounds, 64);
@@ -33,8 +34,10 @@ py::array_t<uint32_t> philox_words(py::object seed, py::object high, py::object 
   uint32_t* words = out.mutable_data();
   py::gil_scoped_release release;
   for (int64_t i = 0; i < count; ++i, words += 4) {
-    if (depth == 7) philox_at<7>(words, key, upper, first + uint64_t(i));
-    else philox_at<10>(words, key, upper, first + uint64_t(i));
+    if (depth == 7)
+      philox_at<7>(words, key, upper, first + uint64_t(i));
+    else
+      philox_at<10>(words, key, upper, first + uint64_t(i));
   }
   return out;
 }
@@ -66,8 +69,8 @@ PYBIND11_MODULE(_host, m) {
   m.doc() = "The noise field on NumPy arrays, without torch: the bits of the operators.";
   m.attr("noise_version") = pyzo::kNoiseVersion;
   m.def("noise", &host::noise, py::arg("n"), py::kw_only(), py::arg("seed"), py::arg("key"), py::arg("offset") = 0,
-        py::arg("inner") = py::none(), py::arg("stride") = py::none(), py::arg("distribution") = "normal", py::arg("dtype") = "float32",
-        py::arg("isa") = py::none(),
+        py::arg("inner") = py::none(), py::arg("stride") = py::none(), py::arg("distribution") = "normal",
+        py::arg("dtype") = "float32", py::arg("isa") = py::none(),
         "The n elements of tensor key's noise under seed that a shard holds: element i is z at index\n"
         "offset + i, or offset + (i // inner) * stride + i % inner where inner and stride are given.\n\n"
         "Args: seed in [0, 2**64), key in [0, 2**56), indices below 2**63; distribution 'normal' or 'rademacher';\n"
@@ -75,8 +78,10 @@ PYBIND11_MODULE(_host, m) {
         "isa: name of the instruction set to compute with (the result never depends on it), None for the one in use.\n"
         "Returns: array [n]. Raises ValueError or TypeError, naming the argument.\n"
         "Philox4x32-7 (Salmon et al., SC'11) and Box-Muller; noise version noise_version.");
-  m.def("philox", &host::philox_words, py::arg("seed"), py::arg("high"), py::arg("block"), py::arg("n"), py::arg("rounds") = 7,
-        "Philox4x32 words under the 64-bit key seed, of the n 128-bit counters (high, block + i); block wraps at 2**64.\n\n"
+  m.def("philox", &host::philox_words, py::arg("seed"), py::arg("high"), py::arg("block"), py::arg("n"),
+        py::arg("rounds") = 7,
+        "Philox4x32 words under the 64-bit key seed, of the n 128-bit counters (high, block + i); block wraps at "
+        "2**64.\n\n"
         "Args: rounds 7 or 10. Returns: uint32 array [n, 4] (Salmon et al., SC'11).");
   m.def("direction_seed", &host::seed_of, py::arg("run"), py::arg("t"), py::arg("k"),
         "Seed of direction k of step t of a run, an integer in [0, 2**64); so are the arguments.");

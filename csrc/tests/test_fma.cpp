@@ -2,7 +2,7 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "check.h"
+#include "expect.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -14,7 +14,7 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
-#include "check.h"
+#include "expect.h"
 #include "core/normal.h"
 #include "core/rules.h"
 #include "cpu/lanes.h"

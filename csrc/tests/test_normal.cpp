@@ -5,7 +5,7 @@
 #include <cstring>
 #include <thread>
 
-#include "check.h"
+#include "expect.h"
 #include "core/normal.h"
 
 namespace {

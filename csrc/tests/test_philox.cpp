@@ -1,5 +1,5 @@
 // Philox against the known answers of Random123 (DEShawResearch/random123, tests/kat_vectors), 7 and 10 rounds.
-#include "check.h"
+#include "expect.h"
 
 namespace {
 

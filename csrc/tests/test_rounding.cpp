@@ -2,7 +2,7 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "check.h"
+#include "expect.h"
 #include "core/rounding.h"
 
 namespace {

@@ -59,17 +59,17 @@ def direction_seed(run: int, step: int, direction: int) -> int:
     return mix64((base + direction * 0x9E3779B97F4A7C15) & _M64)
 
 
-def global_index(n: int, *, base: int = 0, inner: int = 0, stride: int = 0, begin: int = 0) -> Tensor:
-    """Indices in the whole tensor of the elements begin .. begin + n - 1 of a shard: int64 [n].
+def global_index(n: int, *, base: int = 0, inner: int = 0, stride: int = 0) -> Tensor:
+    """Indices in the whole tensor of the n elements of a shard: int64 [n].
 
     Element i of a shard is element base + (i // inner) * stride + i % inner of the whole, or base + i where inner <= 0.
     """
-    i = torch.arange(begin, begin + n)
+    i = torch.arange(n)
     return base + i if inner <= 0 else base + i // inner * stride + i % inner
 
 
 def radius(a: Tensor) -> Tensor:
-    """sqrt(-2 ln u), u = (a + 1/2) / 2^32, for words `a` (int64 in [0, 2^32)): float32 within 8.6e-6 of the ideal.
+    """sqrt(-2 ln u), u = (a + 1/2) / 2^32, for words `a` (int64 in [0, 2^32)): float32, within 1e-5 of the ideal (csrc/tests/test_normal.cpp).
 
     u itself is not formed: y = u where u < 1/2 and u - 1 elsewhere comes from `a` read as a signed integer, so that all
     32 bits count near u = 0 (the tails) and near u = 1 (small radii). ln u = k ln 2 + ln(1 + f), f in [-1/2, 0).

@@ -10,7 +10,7 @@ DISTRIBUTIONS = tuple(ops.DISTRIBUTIONS)
 LR, EPS = 1e-6, 1e-3
 
 
-class Sweep:
+class PassKinds:
     """Tensors with the table and the control tensor that a pass over them needs.
 
     Args:

@@ -1,0 +1,68 @@
+"""GPU stage: compute-sanitizer over every kind of pass on small awkward tensors, or the reason why it could not run."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import torch
+
+from bench import gpu_stage
+from bench.pass_kinds import DISTRIBUTIONS, PassKinds
+from pyzo import ops
+
+TOOLS = ("memcheck", "racecheck")
+SIZES = (0, 1, 3, 4, 5, 63, 64, 65, 2047, 2048, 2049, 100003)
+FAULT = 9  # exit status by which the sanitizer says that it found something
+LIMIT_S = 200
+
+
+def main() -> None:
+    """Runs the work under each tool; in a dry run without any."""
+    if "--work" in sys.argv:
+        work("cuda")
+        return
+    recorder = gpu_stage.begin("sanitizer")
+    if recorder.dry_run:
+        work("cpu")
+        recorder.add("work alone", "none", {"device": "cpu"}, reason="dry run: no sanitizer on a CPU")
+        gpu_stage.end(recorder)
+    path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    faults = [check(recorder, path, tool) for tool in TOOLS]
+    gpu_stage.end(recorder, failed=any(faults))
+
+
+def check(recorder, path: str, tool: str) -> bool:
+    """Adds the row of one tool; true where it found a fault."""
+    command = [path, "--tool", tool, "--error-exitcode", str(FAULT), sys.executable, "-m", "bench.gpu_sanitizer", "--work"]
+    # Without torch's cache each tensor is an allocation of its own, whose ends the tool knows.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        recorder.add(tool, "compute-sanitizer", {"sizes": len(SIZES)}, reason=str(reason))
+        return False
+    summary = next((line for line in done.stdout.splitlines() if "SUMMARY" in line), done.stdout[-500:]).strip("= ")
+    print(done.stdout[-3000:])
+    recorder.add(tool, "compute-sanitizer", {"sizes": len(SIZES)}, reason=summary, status=done.returncode)
+    return done.returncode == FAULT
+
+
+def work(device: str) -> None:
+    """Every kind of pass and of noise on tensors of all sizes, aligned and not, one direction and four."""
+    for dtype in ops.DTYPES:
+        aligned = [torch.zeros(n, dtype=dtype, device=device) for n in SIZES]
+        shifted = [torch.zeros(n + 1, dtype=dtype, device=device)[1:] for n in SIZES]
+        for distribution in DISTRIBUTIONS:
+            for directions in (1, 4):
+                for call in PassKinds(aligned + shifted, distribution=distribution, directions=directions).calls().values():
+                    call()
+            for tensor in aligned + shifted:
+                code = ops.distribution_code(distribution)
+                ops.noise_(tensor, seed=1, key=2, base=3, inner=0, stride=0, distribution=code)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

