@@ -39,9 +39,15 @@ def outside_closure(call: Callable[[], object], *, device: str = "cpu") -> Alloc
     with profile(activities=activities, profile_memory=True) as profiler:
         call()
     events = profiler.profiler.kineto_results.events()
-    inside = [(event.start_ns(), event.end_ns()) for event in events if event.name() == CLOSURE and event.end_ns() > event.start_ns()]
+    inside = [
+        (event.start_ns(), event.end_ns())
+        for event in events
+        if event.name() == CLOSURE and event.end_ns() > event.start_ns()
+    ]
     memory = [event for event in events if event.name() == "[memory]" and event.nbytes() > 0]
     if not inside or not memory:
-        raise RuntimeError(f"call: expected a marked closure and allocations in it, got {len(inside)} and {len(memory)}")
+        raise RuntimeError(
+            f"call: expected a marked closure and allocations in it, got {len(inside)} and {len(memory)}"
+        )
     sizes = [e.nbytes() for e in memory if not any(start <= e.start_ns() <= end for start, end in inside)]
     return Allocations(count=len(sizes), total_bytes=sum(sizes), largest_bytes=max(sizes, default=0))

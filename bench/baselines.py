@@ -1,4 +1,4 @@
-"""What pyzo is measured against, in plain torch as people write it: eager MeZO, its foreach form, and backpropagation."""
+"""What pyzo is measured against, in plain torch as people write it: eager MeZO, its foreach form, backpropagation."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,7 +30,7 @@ def eager_update_(
 
 @torch.no_grad()
 def foreach_perturb_(parameters: Iterable[Tensor], eps: float, scale: float, seed: int) -> None:
-    """`eager_perturb_` with one horizontally fused addition: every z is alive at once, as much memory as the weights."""
+    """`eager_perturb_` with one horizontally fused addition; every z is alive at once, as large as the weights."""
     weights, directions = _weights_and_directions(parameters, seed)
     torch._foreach_add_(weights, directions, alpha=scale * eps)
 

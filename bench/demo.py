@@ -15,9 +15,9 @@ import torch
 import transformers
 
 from bench import demo_check, demo_data, demo_memory, demo_report
-from bench.demo_job import FULL, prepare, train_all
+from bench.demo_job import prepare, train_all
 from bench.demo_timing import time_steps
-from bench.demo_training import Settings
+from bench.demo_training import FULL, Settings
 
 TIMING_ROUNDS = 10
 

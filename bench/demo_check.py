@@ -5,11 +5,27 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.demo_training import Score
+from torch import Tensor
 
 LOSS_ERRORS = 3.0  # standard errors by which the held-out loss must fall
 CHANCE_FACTOR = 1.6  # of chance, that the mean accuracy over seeds must exceed by two standard errors
 SEEDS_FOR_CHANCE, CLASSES_FOR_CHANCE = 3, 4
+
+
+@dataclass(frozen=True)
+class Score:
+    """Per-example results on held-out text: losses float32 [n], correct bool [n]."""
+
+    losses: Tensor
+    correct: Tensor
+
+    @property
+    def loss(self) -> float:
+        return self.losses.mean().item()
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct.float().mean().item()
 
 
 @dataclass(frozen=True)

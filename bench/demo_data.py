@@ -65,9 +65,9 @@ def docstrings(folder: Path) -> Iterator[str]:
         except (SyntaxError, ValueError):  # templates and files in another encoding
             continue
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                if docstring := ast.get_docstring(node):
-                    yield docstring
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            if documented and (docstring := ast.get_docstring(node)):
+                yield docstring
 
 
 def distinct(texts: Iterable[str], seen: set[tuple[str, ...]]) -> Iterator[str]:
@@ -94,7 +94,7 @@ def split_balanced(
         count = min(wanted, *map(len, chosen))
         if count == 0:
             raise ValueError(
-                f"texts_by_label: expected texts of every class on both sides, got {list(map(len, chosen))}"
+                f"texts_by_label: expected texts of all classes on both sides, got {list(map(len, chosen))}"
             )
         sides[side].extend((text, label) for label, texts in enumerate(chosen) for text in texts[:count])
     train, held_out = (tuple(sorted(side, key=lambda pair: _digest(pair[0]))) for side in sides)

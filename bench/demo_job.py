@@ -7,11 +7,20 @@ from dataclasses import dataclass
 import torch
 import transformers
 
+from bench.demo_check import Score
 from bench.demo_data import Dataset
 from bench.demo_model import Classifier, Examples, load_classifier, tokenize
-from bench.demo_training import Score, Settings, embed_all, score, train_backprop, train_head_zo, train_zo
-
-FULL, HEAD, BACKPROP = "ZO-SGD, all parameters", "ZO-SGD, head only", "backprop (AdamW), all parameters"
+from bench.demo_training import (
+    BACKPROP,
+    FULL,
+    HEAD,
+    Settings,
+    embed_all,
+    score,
+    train_backprop,
+    train_head_zo,
+    train_zo,
+)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Peak memory of the demo's model in processes of their own: python demo_memory.py inference | pyzo | eager | backprop."""
+"""Peak memory of the demo's model in processes of their own: demo_memory.py inference | pyzo | eager | backprop."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def _fresh(mode: str, settings: "Settings") -> int:
 def measure(mode: str, settings: "Settings") -> int:
     """Peak resident bytes of this process after STEPS steps (or twice as many forwards) on random tokens.
 
-    Every mode has the same libraries and the whole of the weights in memory before it starts, so that a difference is what
-    training adds: the weights are copied out of the file mapping, of which inference would touch a part only, and a torch
+    Every mode has the same libraries and all weights in memory before it starts, so that a difference is what training
+    adds: the weights are copied out of the file mapping, of which inference would touch a part only, and a torch
     optimizer is made, because the first one imports torch's compiler.
     """
     generator = torch.Generator().manual_seed(0)

@@ -32,8 +32,9 @@ class Examples:
 class Classifier(nn.Module):
     """Mean-pooled, normalised token states of the encoder, a fixed projection, and a linear head that starts at zero.
 
-    The projection keeps the first COMPONENTS principal components of the pretrained features. A zeroth-order estimate of
-    a gradient is as noisy as the number of directions it might have: a head on 32 numbers learns where one on 384 does not.
+    The projection keeps the first COMPONENTS principal components of the pretrained features: the noise of a
+    zeroth-order estimate grows with the number of weights, and in a few hundred steps a head on few features learns
+    more than one on all.
     """
 
     def __init__(self, encoder: nn.Module, classes: int):
@@ -55,6 +56,8 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def fit_projection(self, embedded: Tensor) -> None:
         """Sets the projection from unit vectors [n, hidden]; their projections then have mean 0 and mean length 1."""
+        if len(embedded) < COMPONENTS:
+            raise ValueError(f"embedded: expected at least {COMPONENTS} texts, got {len(embedded)}")
         self.center.copy_(embedded.mean(0))
         _, _, directions = torch.linalg.svd(embedded - self.center, full_matrices=False)
         self.components.copy_(directions[:COMPONENTS].T)

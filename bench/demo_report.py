@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.demo_check import Change
-from bench.demo_job import BACKPROP, FULL, HEAD, Problem, Run
+from bench.demo_check import Change, Score
+from bench.demo_job import Problem, Run
 from bench.demo_memory import STEPS as MEMORY_STEPS
 from bench.demo_model import MAX_TOKENS
 from bench.demo_timing import StepTimes
-from bench.demo_training import Score, Settings
+from bench.demo_training import BACKPROP, FULL, HEAD, Settings
 
 
 def print_problem(problem: Problem) -> None:
@@ -49,32 +49,25 @@ def print_times(times: dict[str, StepTimes], settings: Settings) -> None:
         f"\nmedian of {len(own.steps)} steps, {settings.batch_size} x {MAX_TOKENS} tokens, taking turns; "
         "passes = the step without its two forwards"
     )
-    print(f"{'':20} {'step ms':>9} {'forwards':>9} {'passes':>9}   step of pyzo is faster by")
+    print(f"{'':20} {'step ms':>9} {'forwards':>9} {'passes':>9}   pyzo is faster by")
     for name, measured in times.items():
-        faster = (
-            ""
-            if measured is own
-            else f"{measured.step_s / own.step_s:.2f} x (passes {measured.passes_s / own.passes_s:.1f} x)"
-        )
-        print(
-            f"{name:20} {measured.step_s * 1e3:9.1f} {measured.forwards_s * 1e3:9.1f} {measured.passes_s * 1e3:9.1f}   {faster}"
-        )
+        row = f"{name:20} {measured.step_s * 1e3:9.1f} {measured.forwards_s * 1e3:9.1f} {measured.passes_s * 1e3:9.1f}"
+        if measured is not own:
+            row += f"   {measured.step_s / own.step_s:.2f} x (passes {measured.passes_s / own.passes_s:.1f} x)"
+        print(row)
 
 
 def print_memory(peak_bytes: dict[str, int]) -> None:
     """Peaks of fresh processes, and what each way to train adds to inference."""
     if not peak_bytes:
-        print("\nmemory: not measured")
+        print("\nmemory: not measured (--quick, or not Linux)")
         return
-    print(
-        f"\npeak resident memory of a fresh process ({MEMORY_STEPS} steps; libraries and weights in memory in all of them)"
-    )
+    print(f"\npeak resident memory of a fresh process, {MEMORY_STEPS} steps; libraries and weights are the same in all")
     for mode, peak in peak_bytes.items():
-        above = (peak - peak_bytes["inference"]) / 2**20
-        print(
-            f"{mode:20} {peak / 2**20:8.1f} MiB"
-            + ("" if mode == "inference" else f"   {above:+8.1f} MiB above inference")
-        )
+        row = f"{mode:20} {peak / 2**20:8.1f} MiB"
+        if mode != "inference":
+            row += f"   {(peak - peak_bytes['inference']) / 2**20:+8.1f} MiB above inference"
+        print(row)
 
 
 def numbers(problem: Problem, runs: Sequence[Run], changes: Sequence[Change]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from bench.baselines import EagerMeZO
 from bench.demo_model import Classifier, Examples
 from bench.demo_training import Settings, parameter_groups
 
+WARMUP = 2  # rounds
 Step = Callable[[Callable[[], Tensor]], Tensor]
 
 
@@ -38,18 +39,16 @@ class StepTimes:
         return statistics.median(step - forwards for step, forwards in zip(self.steps, self.forwards, strict=True))
 
 
-def time_steps(
-    model: Classifier, batch: Examples, settings: Settings, *, rounds: int, warmup: int = 2
-) -> dict[str, StepTimes]:
-    """Step times of "pyzo", "eager MeZO" and its foreach form, each on a copy of the model, taking turns every round."""
+def time_steps(model: Classifier, batch: Examples, settings: Settings, *, rounds: int) -> dict[str, StepTimes]:
+    """Times of pyzo, eager MeZO and its foreach form, each on a copy of the model, taking turns every round."""
     times: dict[str, StepTimes] = {}
     calls: dict[str, Callable[[], None]] = {}
     for name, make in (("pyzo", pyzo_step), ("eager MeZO", eager_step), ("eager MeZO, foreach", foreach_step)):
         own = copy.deepcopy(model)
         times[name] = StepTimes()
         calls[name] = _timed(make(own, settings), lambda own=own: own.loss(batch), times[name])
-    for round_ in tqdm(range(warmup + rounds), "timing steps"):
-        if round_ == warmup:
+    for round_ in tqdm(range(WARMUP + rounds), "timing steps"):
+        if round_ == WARMUP:
             for measured in times.values():
                 measured.steps.clear()
                 measured.forwards.clear()

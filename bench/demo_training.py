@@ -1,7 +1,9 @@
-"""How the demo trains and measures: zeroth-order on all parameters, zeroth-order on the head alone, and backpropagation."""
+"""How the demo trains: zeroth-order on all parameters, zeroth-order on the head alone, backpropagation; and scores."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +12,19 @@ from tqdm import tqdm
 
 import pyzo
 from bench.baselines import EagerMeZO, backprop_step
+from bench.demo_check import Score
 from bench.demo_model import Classifier, Examples
+
+Item = TypeVar("Item")
+FULL, HEAD, BACKPROP = "ZO-SGD, all parameters", "ZO-SGD, head only", "backprop (AdamW), all parameters"
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a run is trained with. `lr` and `eps` are the encoder's.
 
-    The head's probe is longer than the encoder's: the loss difference that both share is then not drowned, for the head's
-    few weights, in what the encoder's millions of weights add to it.
+    The head's probe is longer than the encoder's: both share one loss difference, in which what the head's few weights
+    add would else drown in what the encoder's millions add.
     """
 
     steps: int = 500
@@ -34,22 +40,6 @@ class Settings:
     backprop_head_lr: float = 1e-2
 
 
-@dataclass(frozen=True)
-class Score:
-    """Per-example results on held-out text: losses float32 [n], correct bool [n]."""
-
-    losses: Tensor
-    correct: Tensor
-
-    @property
-    def loss(self) -> float:
-        return self.losses.mean().item()
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct.float().mean().item()
-
-
 def parameter_groups(model: Classifier, settings: Settings) -> list[dict]:
     """Two groups: the encoder with small steps, the head with large ones."""
     return [
@@ -63,27 +53,26 @@ def train_zo(model: Classifier, train: Examples, settings: Settings, seed: int) 
     optimizer = pyzo.optim.ZOSGD(
         parameter_groups(model, settings), distribution=settings.distribution, store=settings.store, seed=seed
     )
-    losses = []
-    with tqdm(
-        batches(train, settings.steps, settings.batch_size, seed), "ZO-SGD, all parameters", settings.steps
-    ) as bar:
-        for batch in bar:
-            loss = optimizer.step(lambda batch=batch: model.loss(batch))
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.3f}", refresh=False)
+    losses: list[float] = []
+    for batch in bar(batches(train, settings.steps, settings.batch_size, seed), FULL, settings.steps, losses):
+        loss = optimizer.step(partial(model.loss, batch))
+        losses.append(loss.item())
     return losses
 
 
 def train_head_zo(head: nn.Module, projected: Tensor, labels: Tensor, settings: Settings, seed: int) -> list[float]:
     """Zeroth-order steps on the head alone, on features that the frozen encoder computed once."""
     optimizer = EagerMeZO(head.parameters(), settings.head_lr, eps=settings.head_eps, seed=seed)
-    losses = []
-    for index in tqdm(
-        sampled(len(labels), settings.steps, settings.batch_size, seed), "ZO-SGD, head only", settings.steps
-    ):
-        loss = optimizer.step(lambda index=index: functional.cross_entropy(head(projected[index]), labels[index]))
+    losses: list[float] = []
+    for index in bar(sampled(len(labels), settings.steps, settings.batch_size, seed), HEAD, settings.steps, losses):
+        loss = optimizer.step(partial(head_loss, head, projected[index], labels[index]))
         losses.append(loss.item())
     return losses
+
+
+def head_loss(head: nn.Module, projected: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the head on projected features [n, COMPONENTS], a scalar."""
+    return functional.cross_entropy(head(projected), labels)
 
 
 def train_backprop(model: Classifier, train: Examples, settings: Settings, seed: int) -> list[float]:
@@ -96,14 +85,24 @@ def train_backprop(model: Classifier, train: Examples, settings: Settings, seed:
         weight_decay=0.0,
     )
     steps = settings.backprop_steps
-    losses = []
-    for batch in tqdm(batches(train, steps, settings.batch_size, seed), "backprop, AdamW", steps):
-        losses.append(backprop_step(optimizer, lambda batch=batch: model.loss(batch)).item())
+    losses: list[float] = []
+    for batch in bar(batches(train, steps, settings.batch_size, seed), BACKPROP, steps, losses):
+        losses.append(backprop_step(optimizer, partial(model.loss, batch)).item())
     return losses
 
 
+def bar(items: Iterable[Item], name: str, count: int, losses: list[float]) -> Iterator[Item]:
+    """A progress bar over `items` that shows the mean of the latest losses."""
+    with tqdm(total=count, desc=name, mininterval=0.5) as progress:
+        for item in items:
+            yield item
+            latest = losses[-50:]
+            progress.set_postfix(loss=f"{sum(latest) / len(latest):.3f}", refresh=False)
+            progress.update()
+
+
 def sampled(count: int, steps: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Indices int64 [batch_size] of each step: every example once before any comes again, from a generator of its own."""
+    """Indices int64 [batch_size] of each step: every example once before any comes again; has its own generator."""
     generator = torch.Generator().manual_seed(seed)
     queue = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):

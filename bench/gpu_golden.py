@@ -1,4 +1,4 @@
-"""GPU stage: the golden hashes of the noise field and of a step, and GPU against CPU on many more elements, bit for bit."""
+"""GPU stage: the golden hashes of noise and of a step, and GPU against CPU on many more elements, bit for bit."""
 
 import sys
 
@@ -33,14 +33,18 @@ def noise(field: golden.Field, device: str) -> torch.Tensor:
     """The noise that a line of golden.txt describes."""
     out = torch.empty(field.n, dtype=field.torch_dtype, device=device)
     code = ops.distribution_code(field.distribution)
-    ops.noise_(out, seed=field.seed, key=field.key, base=field.base, inner=field.inner, stride=field.stride, distribution=code)
+    ops.noise_(
+        out, seed=field.seed, key=field.key, base=field.base, inner=field.inner, stride=field.stride, distribution=code
+    )
     return out
 
 
 def check_hash(recorder: Recorder, what: str, field: golden.Field, values: torch.Tensor) -> bool:
     """Adds the row of one line."""
     got = golden.hash_of(values)
-    recorder.add(f"golden {what}", "pyzo", {"line": str(field)}, value=float(got == field.hash), unit="equal", hash=f"{got:016x}")
+    recorder.add(
+        f"golden {what}", "pyzo", {"line": str(field)}, value=float(got == field.hash), unit="equal", hash=f"{got:016x}"
+    )
     return got == field.hash
 
 

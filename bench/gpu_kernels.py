@@ -32,14 +32,18 @@ def main() -> None:
     sizes = shapes.opt(**model)
     needed = 2.2 * 2 * shapes.elements(sizes)
     if not recorder.dry_run and torch.cuda.mem_get_info()[0] < needed:
-        recorder.add("all passes", "pyzo", {"tensors": "OPT-13B"}, reason=f"needs {needed:.3g} bytes of free device memory")
+        recorder.add(
+            "all passes", "pyzo", {"tensors": "OPT-13B"}, reason=f"needs {needed:.3g} bytes of free device memory"
+        )
     else:
         compare(recorder, "OPT-13B", sizes, torch.bfloat16, many=())
     gpu_stage.end(recorder)
 
 
-def compare(recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: torch.dtype, *, many: tuple[int, ...]) -> None:
-    """Adds the rows of one list of tensors: copy, MeZO's eager line, noise, all passes; `many`: further numbers of directions."""
+def compare(
+    recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: torch.dtype, *, many: tuple[int, ...]
+) -> None:
+    """Adds the rows of one list of tensors: copy, eager line, noise, all passes; `many`: more numbers of directions."""
     tensors = [torch.empty(size, dtype=dtype, device=recorder.device).normal_(0, 0.02) for size in sizes]
     others = [torch.empty_like(tensor) for tensor in tensors]
     calls = {
@@ -57,11 +61,18 @@ def compare(recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: tor
                     calls[provider, what, directions] = call
     named = {" ".join(map(str, key)): key for key in calls}
     samples = interleave(
-        [Provider(text, calls[key]) for text, key in named.items()], repeats=REPEATS[recorder.dry_run], device=recorder.device
+        [Provider(text, calls[key]) for text, key in named.items()],
+        repeats=REPEATS[recorder.dry_run],
+        device=recorder.device,
     )
     by_call = {key: samples[text] for text, key in named.items()}
     nbytes = sum(tensor.nbytes for tensor in tensors)
-    config = {"tensors": name, "count": len(sizes), "elements": shapes.elements(sizes), "dtype": str(dtype).removeprefix("torch.")}
+    config = {
+        "tensors": name,
+        "count": len(sizes),
+        "elements": shapes.elements(sizes),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     for (provider, what, directions), mine in by_call.items():
         numbers: dict[str, object] = summary(mine)
         moved = nbytes if what == "noise" else 2 * nbytes

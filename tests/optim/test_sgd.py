@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def small_transformer(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> torch.nn.Module:
     torch.manual_seed(0)
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=dropout, batch_first=True)
-    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.TransformerEncoder(layer, 2), torch.nn.Linear(16, 3)).to(dtype)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.TransformerEncoder(layer, 1), torch.nn.Linear(16, 3)).to(dtype)
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +64,7 @@ def reference_step(params: dict[str, torch.Tensor], model, closure, control: tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("q", "rounding", "steps"), [(1, "stochastic", 40), (3, "nearest", 15)])
+@pytest.mark.parametrize(("q", "rounding", "steps"), [(1, "stochastic", 8), (3, "nearest", 3)])
 def test_equals_the_reference_bit_for_bit(dtype, q, rounding, steps):
     x, y = batch(dtype)
     model, twin = small_transformer(dtype), small_transformer(dtype)
@@ -88,9 +88,9 @@ def test_equals_the_reference_bit_for_bit(dtype, q, rounding, steps):
 def test_learns(store):
     x, y = batch()
     model = small_transformer()
-    opt = ZOSGD(model, lr=2e-3, eps=1e-3, store=store, estimator=TwoSided(4))
+    opt = ZOSGD(model, lr=5e-3, eps=1e-3, store=store, estimator=TwoSided(4))
     first = loss_of(model, x, y).item()
-    for _ in range(150):
+    for _ in range(60):
         opt.step(lambda: loss_of(model, x, y))
     assert loss_of(model, x, y).item() < 0.8 * first
 
