@@ -49,17 +49,26 @@ struct PassLanes {
 // A skipped step (ok = 0) still undoes and perturbs, but does not update.
 PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }
 
+// w + scale z, rounded: perturb, and undo with the opposite scale.
+template <class L, Dtype T>
+PYZO_HD typename L::F add_noise(typename L::F w, typename L::F z, typename L::F scale) {
+  return to_storage<L, T>(L::fma(scale, z, w));
+}
+
+template <class L, Dtype T, bool kStochastic>
+PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::U random, const PassLanes<L>& s) {
+  const typename L::F v = sgd<L>(w, g, s.group);
+  if constexpr (kStochastic) return round_stochastic<L, T>(v, random);
+  else return to_storage<L, T>(v);
+}
+
 template <class L, Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStochastic>
 PYZO_HD typename L::F pass_element(typename L::F w, typename L::F undo, typename L::F g, typename L::F perturb,
                                    typename L::U random, const PassLanes<L>& s) {
   typename L::F v = w;
-  if constexpr (kUndo) v = to_storage<L, T>(L::fma(s.undo_scale, undo, v));
-  if constexpr (kUpdate) {
-    v = sgd<L>(v, g, s.group);
-    if constexpr (kStochastic) v = round_stochastic<L, T>(v, random);
-    else v = to_storage<L, T>(v);
-  }
-  if constexpr (kPerturb) v = to_storage<L, T>(L::fma(s.perturb_scale, perturb, v));
+  if constexpr (kUndo) v = add_noise<L, T>(v, undo, s.undo_scale);
+  if constexpr (kUpdate) v = update_element<L, T, kStochastic>(v, g, random, s);
+  if constexpr (kPerturb) v = add_noise<L, T>(v, perturb, s.perturb_scale);
   return L::if_changed(v, w);
 }
 

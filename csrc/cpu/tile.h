@@ -95,7 +95,8 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
     if constexpr (kUpdate) g = c * noise.estimate.v[uint64_t(i) / kLanes];
     if constexpr (kPerturb) perturb = zp->v[uint64_t(i) / kLanes];
     if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
-    Lanes::store<T>(to, at, pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s));
+    Lanes::store<T>(
+        to, at, pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s));
   };
   const auto some = [&](int64_t i, int64_t from, int64_t to) {  // part of the vector at i
     alignas(64) char buffer[4 * kLanes] = {};

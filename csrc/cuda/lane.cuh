@@ -68,11 +68,19 @@ __device__ __forceinline__ void load8(const void* base, const int64_t at[2], flo
   }
 }
 
+// One 16-byte store. Written out because the compiler splits the assignment of a uint4 here into four.
+__device__ __forceinline__ void store16(void* p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 template <Dtype T>
 __device__ __forceinline__ void store8(void* base, const int64_t at[2], const float w[8]) {
   if constexpr (T == kFloat32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(base) + at[0]) = make_float4(w[0], w[1], w[2], w[3]);
-    *reinterpret_cast<float4*>(static_cast<float*>(base) + at[1]) = make_float4(w[4], w[5], w[6], w[7]);
+    uint32_t words[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) words[k] = bits<uint32_t>(w[k]);
+    store16(static_cast<float*>(base) + at[0], words[0], words[1], words[2], words[3]);
+    store16(static_cast<float*>(base) + at[1], words[4], words[5], words[6], words[7]);
   } else {
     uint32_t words[4];
 #pragma unroll
@@ -80,7 +88,7 @@ __device__ __forceinline__ void store8(void* base, const int64_t at[2], const fl
       if constexpr (T == kBFloat16) words[k] = __byte_perm(bits<uint32_t>(w[2 * k]), bits<uint32_t>(w[2 * k + 1]), 0x7632);
       else words[k] = uint32_t(narrow<T>(w[2 * k])) | uint32_t(narrow<T>(w[2 * k + 1])) << 16;
     }
-    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(base) + at[0]) = make_uint4(words[0], words[1], words[2], words[3]);
+    store16(static_cast<uint16_t*>(base) + at[0], words[0], words[1], words[2], words[3]);
   }
 }
 

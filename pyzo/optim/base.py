@@ -71,6 +71,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.store = choose(store, [t.tensor for t in trained], module_bytes)
         self._prepare()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch, without its wrapper, which imports torch._dynamo and its tens of megabytes to keep compilation out of this function."""
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
+
     # What a step works on ---------------------------------------------------------------------------------------------------
 
     def _check_group(self, index: int) -> tuple[float, float, float]:

@@ -35,7 +35,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     part = total - product
     error = (product - (total - part)) + (addend - part)
     bits = total.view(torch.int64)
-    inexact_even = torch.isfinite(total) & (error != 0) & (bits & 1 == 0)
+    inexact_even = (error.abs() > 0) & (bits & 1 == 0)  # the error of an infinite or undefined sum is NaN
     step = torch.where((error > 0) == (total > 0), 1, -1)  # away from zero where both have one sign
     return torch.where(inexact_even, bits + step, bits).view(torch.float64).to(torch.float32)
 

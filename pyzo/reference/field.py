@@ -105,12 +105,9 @@ def direction_of(b: Tensor) -> tuple[Tensor, Tensor]:
 def normal(seed: int, key: int, index: Tensor) -> Tensor:
     """Standard normals, float32 [n], at the global indices `index` (int64 [n], 64 bits)."""
     block, where = torch.unique_consecutive(index >> 2 & (1 << 62) - 1, return_inverse=True)
-    x, y, z, w = field_words(seed, key, NORMAL_STREAM, block).unbind(1)
-    pairs = []
-    for a, b in ((x, y), (z, w)):
-        r, (cos, sin) = radius(a), direction_of(b)
-        pairs += [r * cos, r * sin]
-    return torch.stack(pairs, 1)[where, index & 3]
+    words = field_words(seed, key, NORMAL_STREAM, block)
+    r, (cos, sin) = radius(words[:, 0::2]), direction_of(words[:, 1::2])  # [blocks, 2 pairs]
+    return torch.stack((r * cos, r * sin), 2).view(-1, 4)[where, index & 3]
 
 
 def rademacher(seed: int, key: int, index: Tensor) -> Tensor:
