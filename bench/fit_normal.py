@@ -1,4 +1,4 @@
-"""Derives the polynomial coefficients of csrc/core/normal.h: minimax fits by Remez exchange on a grid, rounded to float32.
+"""Derives the polynomial coefficients of csrc/core/normal.h: minimax fits by Remez exchange on a grid.
 
 Run: python -m bench.fit_normal
 """
@@ -34,8 +34,8 @@ def _log_arguments() -> np.ndarray:
 
 
 FITS = (
-    # The radius sqrt(-2 ln(1 + f)) moves by |f| / (2 radius) per unit of the polynomial -2 ln(1 + f) / f. Where the exponent
-    # k is not 0 the radius is larger, and the same error of the polynomial matters less.
+    # The radius sqrt(-2 ln(1 + f)) moves by |f| / (2 radius) per unit of the polynomial -2 ln(1 + f) / f. Where the
+    # exponent k is not 0 the radius is larger, and the same error of the polynomial matters less.
     Fit(
         "logarithm",
         lambda f: -2.0 * np.log1p(f) / f,
@@ -52,8 +52,8 @@ LOG_TWO = -2.0 * math.log(2.0) / 2**23  # radius: times the exponent in units of
 def remez(fit: Fit, *, rounds: int = 100) -> tuple[np.ndarray, float]:
     """Coefficients of `fit.powers` with the least largest weighted error on the grid, and that error.
 
-    Remez's exchange (Cheney, "Introduction to Approximation Theory", section 3.8): with one more point than coefficients the
-    best fit has errors of one size and alternating sign there; points move to the extremes of the error until none is larger.
+    Remez's exchange (Cheney, "Introduction to Approximation Theory", section 3.8): on one more point than coefficients
+    the best fit has errors of one size and alternating sign; points move to the extremes of the error.
     """
     x, n = fit.grid, len(fit.powers) + 1
     basis = np.stack([x**p for p in fit.powers], 1)
@@ -71,7 +71,7 @@ def remez(fit: Fit, *, rounds: int = 100) -> tuple[np.ndarray, float]:
 
 
 def _alternating_extremes(error: np.ndarray, n: int) -> np.ndarray:
-    """The largest |error| of each stretch of one sign; of more than n stretches, the n neighbouring ones with the largest."""
+    """The largest |error| of each stretch of one sign; of more than n stretches, n neighbouring ones."""
     stretches = np.split(np.arange(len(error)), np.flatnonzero(np.diff(np.sign(error))) + 1)
     extremes = np.array([stretch[np.abs(error[stretch]).argmax()] for stretch in stretches])
     while len(extremes) > n:

@@ -18,8 +18,10 @@ MOMENTS = {1: 0, 2: 1, 3: 0, 4: 3, 5: 0, 6: 15}
 SQUARES = {1: 1, 2: 3, 3: 15, 4: 105, 5: 945, 6: 10395}  # E z^(2k)
 
 
-def count_draws(n: int, *, seed: int, key: int, device: str = "cpu") -> tuple[dict[tuple[int, int], int], dict[int, float]]:
-    """Counts beyond (sigma, side) and sums of powers of the first `n` elements (a multiple of the chunk) of one tensor."""
+def count_draws(
+    n: int, *, seed: int, key: int, device: str = "cpu"
+) -> tuple[dict[tuple[int, int], int], dict[int, float]]:
+    """Counts beyond (sigma, side) and sums of powers of the first `n` elements of a tensor; CHUNK divides n."""
     counts = dict.fromkeys([(sigma, side) for sigma in SIGMAS for side in (-1, 1)], 0)
     sums = dict.fromkeys(MOMENTS, 0.0)
     for offset in range(0, n, CHUNK):
@@ -44,7 +46,14 @@ def run(recorder: Recorder, n: int, *, seed: int = 1, key: int = 2) -> None:
         deviation = (count - n * p) / math.sqrt(n * p * (1 - p))
         name = f"draws {'above' if side > 0 else 'below'} {side * sigma} sigma"
         recorder.add(
-            name, "pyzo", config, count=count, expected=n * p, value=abs(deviation), unit="sd", **against(5, abs(deviation), at_least=False)
+            name,
+            "pyzo",
+            config,
+            count=count,
+            expected=n * p,
+            value=abs(deviation),
+            unit="sd",
+            **against(5, abs(deviation), at_least=False),
         )
     for order, total in sums.items():
         deviation = (total / n - MOMENTS[order]) / math.sqrt((SQUARES[order] - MOMENTS[order] ** 2) / n)
@@ -66,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=float, default=1e9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dry-run", action="store_true", help="few draws, rows to a temporary folder")
-    parser.add_argument("--out", type=Path, help="file of JSON lines to append to, instead of bench/results/<machine>.jsonl")
+    parser.add_argument(
+        "--out", type=Path, help="file of JSON lines to append to, instead of bench/results/<machine>.jsonl"
+    )
     options = parser.parse_args(arguments)
     recorder = Recorder("tails", device=options.device, dry_run=options.dry_run, out=options.out)
     run(recorder, 4 * CHUNK if options.dry_run else int(options.draws))

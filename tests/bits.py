@@ -35,7 +35,7 @@ def signed(code: int, width: int) -> int:
 
 
 def weights(n: int, dtype: torch.dtype, *, seed: int, special: bool = True) -> torch.Tensor:
-    """Weights of many magnitudes, tiny to large; `special`: a sixth of them zeros, subnormals, infinities or NaN of both signs."""
+    """Weights of many magnitudes; `special`: a sixth of them zeros, subnormals, infinities or NaN of both signs."""
     generator = torch.Generator().manual_seed(seed)
     exponents = torch.randint(-20, 8, (n,), generator=generator).double()
     w = (torch.randn(n, generator=generator, dtype=torch.float64) * exponents.exp2()).to(dtype)

@@ -73,7 +73,7 @@ def hash_of(values: np.ndarray | torch.Tensor) -> int:
 
 
 def pass_step(ops: object, field: Field, device: str = "cpu") -> torch.Tensor:
-    """The weights after the step that golden.txt documents, by the operators of `ops` (pyzo.reference or torch.ops.pyzo)."""
+    """The weights after the step that golden.txt documents, by `ops`: pyzo.reference or torch.ops.pyzo."""
     shard = (field.base, field.inner, field.stride)
     weights = torch.empty(field.n, dtype=field.torch_dtype, device=device)
     ops.noise_(weights, 1, field.key, *shard, 0)

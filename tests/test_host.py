@@ -2,6 +2,7 @@
 
 import math
 
+import golden
 import numpy as np
 import pytest
 
@@ -65,6 +66,30 @@ def test_normal_noise_is_box_muller_of_the_philox_words():
     radius = np.sqrt(-2.0 * np.log((words[:, 0::2] + 0.5) / 2.0**32))
     got = noise(1024).reshape(256, 2, 2).astype(np.float64)
     assert np.abs(np.hypot(got[:, :, 0], got[:, :, 1]) - radius).max() <= 2e-5
+
+
+@pytest.mark.parametrize("body", _host.isas())
+@pytest.mark.parametrize("field", golden.noise_lines(), ids=str)
+def test_golden_noise(field, body):
+    rectangle = {"inner": field.inner, "stride": field.stride} if field.inner else {}
+    got = _host.noise(
+        field.n,
+        seed=field.seed,
+        key=field.key,
+        offset=field.base,
+        distribution=field.distribution,
+        dtype=field.dtype,
+        isa=body,
+        **rectangle,
+    )
+    assert golden.hash_of(got) == field.hash
+
+
+def test_golden_direction_seeds():
+    lines = golden.seed_lines()
+    assert lines
+    for run, step, direction, seed in lines:
+        assert _host.direction_seed(run, step, direction) == seed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

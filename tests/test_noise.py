@@ -1,4 +1,4 @@
-"""The noise field on every device, instruction set and number of threads: golden hashes, shards, and where its constants come from."""
+"""The noise field on every device, instruction set and number of threads; where its constants come from."""
 
 import importlib.util
 import re
@@ -175,7 +175,13 @@ def test_indices_beyond_32_bits(base, distribution, device):
 
 def test_noise_differs_by_seed_key_and_distribution(device):
     base = {"seed": 1, "key": 1}
-    fields = [base, {"seed": 2, "key": 1}, {"seed": 1, "key": 2}, {"seed": 1 + 2**32, "key": 1}, {"seed": 1, "key": 1 + 2**32}]
+    fields = [
+        base,
+        {"seed": 2, "key": 1},
+        {"seed": 1, "key": 2},
+        {"seed": 1 + 2**32, "key": 1},
+        {"seed": 1, "key": 1 + 2**32},
+    ]
     drawn = [pyzo.noise(64, device=device, **field) for field in fields]
     assert len({tuple(z.tolist()) for z in drawn}) == len(fields)
 

@@ -11,7 +11,17 @@ from bits import assert_same_bits, weights
 from pyzo import ops, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHARDS = [(0, 0, 0), (1, 0, 0), (1021, 0, 0), (2**34 - 7, 0, 0), (2**39 - 131, 0, 0), (3, 1, 2), (1000, 77, 1000), (2**40 + 1, 333, 4096)]
+SHARDS = [
+    (0, 0, 0),
+    (1, 0, 0),
+    (1021, 0, 0),
+    (2**34 - 7, 0, 0),
+    (2**39 - 131, 0, 0),
+    (3, 1, 2),
+    (1000, 77, 1000),
+    (2**40 + 1, 333, 4096),
+]
+pytestmark = pytest.mark.usefixtures("one_thread")  # but where a test asks for `threads`
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 distributions = pytest.mark.parametrize("distribution", [0, 1], ids=["normal", "rademacher"])
 
@@ -47,12 +57,9 @@ def check(dst, lines, control, *step, src=(), device):
 
 def each_isa(device: str) -> Iterator[None]:
     """Once for every instruction set of the CPU, selected; once for another device."""
-    try:
-        for name in ops.isas() if device == "cpu" else [""]:
-            ops.select_isa(name)
-            yield
-    finally:
-        ops.select_isa("")
+    for name in ops.isas() if device == "cpu" else [""]:
+        ops.select_isa(name)
+        yield
 
 
 def place(w: torch.Tensor, offset: int, device: str = "cpu") -> torch.Tensor:
@@ -181,7 +188,9 @@ def test_a_skipped_step_undoes_and_perturbs_but_does_not_update(dtype, distribut
     for undo, perturb in itertools.product((-1, 0), (-1, 1)):
         check([w], [(1, 0, 0, 0, 1)], control, distribution, undo, 1.0, 2, perturb, 1.0, True, device=device)
     still = place(w, 0, device)
-    torch.ops.pyzo.pass_([], [still], torch.tensor([[1, 0, 0, 0, 1]]), control.to(device), distribution, -1, 0.0, 2, -1, 0.0, True)
+    torch.ops.pyzo.pass_(
+        [], [still], torch.tensor([[1, 0, 0, 0, 1]]), control.to(device), distribution, -1, 0.0, 2, -1, 0.0, True
+    )
     assert_same_bits(still.cpu(), w)
 
 

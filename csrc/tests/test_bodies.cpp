@@ -1,13 +1,14 @@
-// Noise and pass of every instruction set this machine has against the scalar core, element by element, over shards and sizes.
+// Noise and pass of every instruction set this machine has against the scalar core, element by element, over shards and
+// sizes.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <vector>
 
-#include "expect.h"
 #include "core/normal.h"
 #include "core/rademacher.h"
 #include "cpu/isa.h"
+#include "expect.h"
 
 namespace {
 
@@ -44,14 +45,16 @@ struct Storage<kFloat32> {
 };
 
 template <Dtype T, bool kUndo, bool kUpdate, bool kPerturb>
-float scalar_element(bool stochastic, float w, float undo, float g, float perturb, uint32_t random, const PassLanes<Scalar>& s) {
+float scalar_element(bool stochastic, float w, float undo, float g, float perturb, uint32_t random,
+                     const PassLanes<Scalar>& s) {
   if constexpr (kUpdate && T != kFloat32)
     if (stochastic) return pass_element<Scalar, T, kUndo, kUpdate, kPerturb, true>(w, undo, g, perturb, random, s);
   return pass_element<Scalar, T, kUndo, kUpdate, kPerturb, false>(w, undo, g, perturb, random, s);
 }
 
 template <Dtype T>
-typename Storage<T>::Code scalar_pass(const PassArgs& a, const TensorArgs& t, typename Storage<T>::Code code, int64_t i) {
+typename Storage<T>::Code scalar_pass(const PassArgs& a, const TensorArgs& t, typename Storage<T>::Code code,
+                                      int64_t i) {
   const uint64_t index = t.shard.global(i);
   const auto z = [&](int64_t j) { return scalar_noise(a.distribution, {a.control.seed(j), t.key}, index); };
   const PassLanes<Scalar> s{PassScalars(a, t.row)};
@@ -68,19 +71,28 @@ typename Storage<T>::Code scalar_pass(const PassArgs& a, const TensorArgs& t, ty
     return Storage<T>::store(scalar_element<T, kUndo, kUpdate, kPerturb>(a.stochastic, w, undo, g, perturb, random, s));
   };
   switch ((a.undo >= 0) * 4 + update * 2 + (a.perturb >= 0)) {
-    case 0: return apply.template operator()<false, false, false>();
-    case 1: return apply.template operator()<false, false, true>();
-    case 2: return apply.template operator()<false, true, false>();
-    case 3: return apply.template operator()<false, true, true>();
-    case 4: return apply.template operator()<true, false, false>();
-    case 5: return apply.template operator()<true, false, true>();
-    case 6: return apply.template operator()<true, true, false>();
-    default: return apply.template operator()<true, true, true>();
+    case 0:
+      return apply.template operator()<false, false, false>();
+    case 1:
+      return apply.template operator()<false, false, true>();
+    case 2:
+      return apply.template operator()<false, true, false>();
+    case 3:
+      return apply.template operator()<false, true, true>();
+    case 4:
+      return apply.template operator()<true, false, false>();
+    case 5:
+      return apply.template operator()<true, false, true>();
+    case 6:
+      return apply.template operator()<true, true, false>();
+    default:
+      return apply.template operator()<true, true, true>();
   }
 }
 
-const Shard kShards[] = {{0, 0, 0},           {5, 0, 0},     {1021, 0, 0}, {(int64_t(1) << 34) - 7, 0, 0}, {(int64_t(1) << 39) - 129, 0, 0},
-                         {3, 1, 2},           {1000, 77, 1000}, {2, 1024, 1500}, {(int64_t(1) << 40) + 1, 333, 4096}};
+const Shard kShards[] = {
+    {0, 0, 0}, {5, 0, 0},        {1021, 0, 0},    {(int64_t(1) << 34) - 7, 0, 0},     {(int64_t(1) << 39) - 129, 0, 0},
+    {3, 1, 2}, {1000, 77, 1000}, {2, 1024, 1500}, {(int64_t(1) << 40) + 1, 333, 4096}};
 
 template <Dtype T>
 void check_noise(const cpu::Isa& isa, test::Random& random) {
@@ -93,9 +105,13 @@ void check_noise(const cpu::Isa& isa, test::Random& random) {
         isa.noise(source, shard, distribution, T, out.data(), begin, n);
         for (int64_t i = 0; i <= n; ++i) {
           const bool inside = begin <= i && i < n;
-          const auto want = inside ? Storage<T>::store(round_nearest<Scalar, T>(scalar_noise(distribution, source, shard.global(i)))) : 0x5a5a;
-          test::expect(out[size_t(i)] == want, "%s noise, dtype %d, distribution %d, base %" PRId64 ", inner %" PRId64 ", element %" PRId64
-                       ": expected %08x, got %08x", isa.name, int(T), distribution, shard.base, shard.inner, i, unsigned(want),
+          const auto want =
+              inside ? Storage<T>::store(round_nearest<Scalar, T>(scalar_noise(distribution, source, shard.global(i))))
+                     : 0x5a5a;
+          test::expect(out[size_t(i)] == want,
+                       "%s noise, dtype %d, distribution %d, base %" PRId64 ", inner %" PRId64 ", element %" PRId64
+                       ": expected %08x, got %08x",
+                       isa.name, int(T), distribution, shard.base, shard.inner, i, unsigned(want),
                        unsigned(out[size_t(i)]));
         }
       }
@@ -115,10 +131,16 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
       double* row = control.row(r);
       row[Control::kLr] = random.below(4) ? 0.01 * double(r + 1) : 0.0;
       row[Control::kEps] = 1e-3 * double(r + 1), row[Control::kWeightDecay] = random.below(2) ? 0.1 : 0.0;
-      for (int64_t j = 0; j < kDirections; ++j) row[Control::kCoefficients + j] = double(random.below(2001) - 1000) / 500;
+      for (int64_t j = 0; j < kDirections; ++j)
+        row[Control::kCoefficients + j] = double(random.below(2001) - 1000) / 500;
     }
-    const PassArgs a = {control, int(random.below(2)), int(random.below(kDirections + 1)) - 1, random.below(2) ? 1.0f : -1.0f,
-                        int(random.below(kDirections + 1)), int(random.below(kDirections + 1)) - 1, random.below(2) ? 1.0f : -1.0f,
+    const PassArgs a = {control,
+                        int(random.below(2)),
+                        int(random.below(kDirections + 1)) - 1,
+                        random.below(2) ? 1.0f : -1.0f,
+                        int(random.below(kDirections + 1)),
+                        int(random.below(kDirections + 1)) - 1,
+                        random.below(2) ? 1.0f : -1.0f,
                         random.below(2) != 0};
     const int64_t n = 1 + random.below(2200), begin = random.below(n), row = random.below(kRows);
     const Shard& shard = kShards[random.below(sizeof kShards / sizeof *kShards)];
@@ -131,9 +153,11 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
     isa.pass(a, t, T, begin, n);
     for (int64_t i = 0; i < n; ++i) {
       const Code want = i < begin ? Code(0x5a5a) : scalar_pass<T>(a, t, from[size_t(i)], i);
-      test::expect(to[size_t(i)] == want, "%s pass, dtype %d, undo %d, directions %d, perturb %d, stochastic %d, from %08x: expected %08x, got %08x",
-                   isa.name, int(T), a.undo, a.directions, a.perturb, int(a.stochastic), unsigned(from[size_t(i)]), unsigned(want),
-                   unsigned(to[size_t(i)]));
+      test::expect(
+          to[size_t(i)] == want,
+          "%s pass, dtype %d, undo %d, directions %d, perturb %d, stochastic %d, from %08x: expected %08x, got %08x",
+          isa.name, int(T), a.undo, a.directions, a.perturb, int(a.stochastic), unsigned(from[size_t(i)]),
+          unsigned(want), unsigned(to[size_t(i)]));
     }
   }
 }
@@ -147,8 +171,10 @@ int main() {
     std::printf("%s: %s\n", all[i]->name, all[i]->supported() ? "checked" : "not on this machine");
     if (!all[i]->supported()) continue;
     test::Random random{5};
-    check_noise<kFloat32>(*all[i], random), check_noise<kBFloat16>(*all[i], random), check_noise<kFloat16>(*all[i], random);
-    check_pass<kFloat32>(*all[i], random), check_pass<kBFloat16>(*all[i], random), check_pass<kFloat16>(*all[i], random);
+    check_noise<kFloat32>(*all[i], random), check_noise<kBFloat16>(*all[i], random),
+        check_noise<kFloat16>(*all[i], random);
+    check_pass<kFloat32>(*all[i], random), check_pass<kBFloat16>(*all[i], random),
+        check_pass<kFloat16>(*all[i], random);
   }
   return test::report("bodies");
 }

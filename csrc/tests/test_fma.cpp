@@ -23,11 +23,12 @@ const bool kHardware = true;
 
 void check(float a, float b, float c) {
   const float got = soft_fma(a, b, c), libm = std::fma(a, b, c);
-  test::expect(test::same(got, libm), "fma(%a, %a, %a): libm has %a, got %a", double(a), double(b), double(c), double(libm), double(got));
+  test::expect(test::same(got, libm), "fma(%a, %a, %a): libm has %a, got %a", double(a), double(b), double(c),
+               double(libm), double(got));
   if (!kHardware) return;
   const float wired = hardware_fma(a, b, c);
-  test::expect(test::same(got, wired), "fma(%a, %a, %a): the CPU has %a, got %a", double(a), double(b), double(c), double(wired),
-               double(got));
+  test::expect(test::same(got, wired), "fma(%a, %a, %a): the CPU has %a, got %a", double(a), double(b), double(c),
+               double(wired), double(got));
 }
 
 void check_signs(float a, float b, float c) {
@@ -67,9 +68,10 @@ void subnormals(test::Random& random) {
 
 int main() {
   test::Random random{1};
-  const float special[] = {0.0f,     0x1p-149f, 0x1p-148f,  0x3p-149f,  0x1p-127f, 0x1.fffffcp-127f, 0x1p-126f, 0x1p-75f,
-                           0x1p-74f, 0x1p-24f,  0x1p-23f,   0.5f,       1.0f,      0x1.000002p0f,    0x1.fffffep-1f,
-                           1.5f,     3.0f,      0x1p24f,    0x1.fffffep23f, 0x1p63f,   0x1p64f,      0x1.fffffep127f, INFINITY, NAN};
+  const float special[] = {
+      0.0f,     0x1p-149f, 0x1p-148f,      0x3p-149f, 0x1p-127f, 0x1.fffffcp-127f, 0x1p-126f,      0x1p-75f,
+      0x1p-74f, 0x1p-24f,  0x1p-23f,       0.5f,      1.0f,      0x1.000002p0f,    0x1.fffffep-1f, 1.5f,
+      3.0f,     0x1p24f,   0x1.fffffep23f, 0x1p63f,   0x1p64f,   0x1.fffffep127f,  INFINITY,       NAN};
   for (float a : special)
     for (float b : special)
       for (float c : special) check_signs(a, b, c);

@@ -35,7 +35,8 @@ struct Field {
 };
 
 // The step that golden.txt documents: weights are noise of seed 1, rounded to the dtype, in the same shard.
-void check_pass(const cpu::Isa& isa, const std::string& line, int distribution, Dtype dtype, bool stochastic, const Field& f) {
+void check_pass(const cpu::Isa& isa, const std::string& line, int distribution, Dtype dtype, bool stochastic,
+                const Field& f) {
   std::vector<char> weights(size_t(f.n * size_of(dtype)));
   isa.noise({1, f.source.key}, f.shard, kNormal, dtype, weights.data(), 0, f.n);
   std::vector<int64_t> words(size_t((Control::kLines + 1) * Control::width(2)));

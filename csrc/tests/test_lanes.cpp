@@ -8,16 +8,21 @@
 #include <cstdint>
 #include <initializer_list>
 
-#if PYZO_LANES == 8
+#if PYZO_LANES == 8 && defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#elif PYZO_LANES == 8
 #pragma GCC target("avx2,fma,f16c")
+#elif PYZO_LANES == 16 && defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #elif PYZO_LANES == 16
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
-#include "expect.h"
 #include "core/normal.h"
 #include "core/rules.h"
 #include "cpu/lanes.h"
+#include "expect.h"
 
 namespace {
 
@@ -27,9 +32,10 @@ using F = Lanes::F;
 using U = Lanes::U;
 constexpr int kWidth = Lanes::kWidth;
 
-constexpr uint32_t kSpecial[] = {0,          1,          2,          0x007fffff, 0x00800000, 0x33000000, 0x33800000, 0x387fffff,
-                                 0x38800000, 0x38800001, 0x3f800000, 0x3f801000, 0x3f808000, 0x477fe000, 0x477fefff, 0x477ff000,
-                                 0x47800000, 0x7f7fffff, 0x7f7f8000, 0x7f800000, 0x7fc00000, 0x7f800001};
+constexpr uint32_t kSpecial[] = {0,          1,          2,          0x007fffff, 0x00800000, 0x33000000,
+                                 0x33800000, 0x387fffff, 0x38800000, 0x38800001, 0x3f800000, 0x3f801000,
+                                 0x3f808000, 0x477fe000, 0x477fefff, 0x477ff000, 0x47800000, 0x7f7fffff,
+                                 0x7f7f8000, 0x7f800000, 0x7fc00000, 0x7f800001};
 
 // Patterns of every kind: special ones with either sign, all of the range, near one.
 U draw(test::Random& random) {
@@ -37,21 +43,28 @@ U draw(test::Random& random) {
   for (int l = 0; l < kWidth; ++l) {
     const uint32_t word = random.word();
     switch (random.below(4)) {
-      case 0: u[l] = kSpecial[random.below(sizeof kSpecial / sizeof *kSpecial)] | (word & 0x80000000u); break;
-      case 1: u[l] = (word & 0x807fffffu) | uint32_t(102 + random.below(42)) << 23; break;
-      default: u[l] = word;
+      case 0:
+        u[l] = kSpecial[random.below(sizeof kSpecial / sizeof *kSpecial)] | (word & 0x80000000u);
+        break;
+      case 1:
+        u[l] = (word & 0x807fffffu) | uint32_t(102 + random.below(42)) << 23;
+        break;
+      default:
+        u[l] = word;
     }
   }
   return u;
 }
 
 void compare(const char* name, U got, U want) {
-  for (int l = 0; l < kWidth; ++l) test::expect(got[l] == want[l], "%s, lane %d: expected %08x, got %08x", name, l, want[l], got[l]);
+  for (int l = 0; l < kWidth; ++l)
+    test::expect(got[l] == want[l], "%s, lane %d: expected %08x, got %08x", name, l, want[l], got[l]);
 }
 
 void compare(const char* name, F got, F want) {  // NaN by arithmetic has no particular payload
   for (int l = 0; l < kWidth; ++l)
-    test::expect(test::same(got[l], want[l]), "%s, lane %d: expected %a, got %a", name, l, double(want[l]), double(got[l]));
+    test::expect(test::same(got[l], want[l]), "%s, lane %d: expected %a, got %a", name, l, double(want[l]),
+                 double(got[l]));
 }
 
 template <class Vector, class One>
@@ -74,7 +87,8 @@ void check_storage(U a, U random) {
   for (int l = 0; l < kWidth; ++l) codes[l + 1] = uint16_t(random[l]);
   const F loaded = Lanes::load<T>(codes, 1);  // unaligned
   compare("load", Lanes::as_u(loaded), each<U>([&](int l) {
-            return bits<uint32_t>(T == kFloat16 ? widen_half<Scalar>(codes[l + 1]) : bits<float>(uint32_t(codes[l + 1]) << 16));
+            return bits<uint32_t>(T == kFloat16 ? widen_half<Scalar>(codes[l + 1])
+                                                : bits<float>(uint32_t(codes[l + 1]) << 16));
           }));
   Lanes::store<T>(back, 1, loaded);
   for (int l = 0; l < kWidth; ++l)
@@ -88,7 +102,8 @@ void check_functions(test::Random& random) {
   compare("fma", Lanes::fma(x, y, z), each<F>([&](int l) { return soft_fma(x[l], y[l], z[l]); }));
   compare("float_of", Lanes::float_of(Lanes::as_i(a)), each<F>([&](int l) { return Scalar::float_of(int32_t(a[l])); }));
   const F near = Lanes::as_f((a & Lanes::splat(0x80ffffffu)) | Lanes::splat(0x43000000u));
-  compare("truncate", Lanes::as_u(Lanes::truncate(near)), each<U>([&](int l) { return uint32_t(Scalar::truncate(near[l])); }));
+  compare("truncate", Lanes::as_u(Lanes::truncate(near)),
+          each<U>([&](int l) { return uint32_t(Scalar::truncate(near[l])); }));
   const F root = Lanes::as_f((a & Lanes::splat(0x3fffffffu)) | Lanes::splat(0x20000000u));  // [2^-63, 2)
   compare("sqrt", Lanes::sqrt(root), each<F>([&](int l) { return std::sqrt(root[l]); }));
   compare("min", Lanes::as_u(Lanes::min(Lanes::as_i(a), Lanes::as_i(b))),
@@ -97,7 +112,8 @@ void check_functions(test::Random& random) {
   compare("if_changed", Lanes::as_u(Lanes::if_changed(x, y)),
           each<U>([&](int l) { return bits<uint32_t>(Scalar::if_changed(x[l], y[l])); }));
   const U small = a & Lanes::splat(0x7fffffffu), other = b & Lanes::splat(0x7fffffffu);
-  compare("below", Lanes::below(small, other, a, b), each<U>([&](int l) { return Scalar::below(small[l], other[l], a[l], b[l]); }));
+  compare("below", Lanes::below(small, other, a, b),
+          each<U>([&](int l) { return Scalar::below(small[l], other[l], a[l], b[l]); }));
   for (uint32_t m : {0xD2511F53u, 0xCD9E8D57u, 0xffffffffu}) {
     U low;
     uint32_t one;
@@ -125,13 +141,16 @@ void check_field(test::Random& random) {
     float want[4];
     normal4<Scalar>(one, want);
     for (int k = 0; k < 4; ++k)
-      test::expect(test::same(z[k][l], want[k]), "normal4, lane %d, %d: expected %a, got %a", l, k, double(want[k]), double(z[k][l]));
+      test::expect(test::same(z[k][l], want[k]), "normal4, lane %d, %d: expected %a, got %a", l, k, double(want[k]),
+                   double(z[k][l]));
   }
   F items[4];  // item k of counter j is 4 j + k
-  for (int k = 0; k < 4; ++k) items[k] = Lanes::float_of(Lanes::as_i(offset * Lanes::splat(4u) + Lanes::splat(uint32_t(k))));
+  for (int k = 0; k < 4; ++k)
+    items[k] = Lanes::float_of(Lanes::as_i(offset * Lanes::splat(4u) + Lanes::splat(uint32_t(k))));
   Lanes::transpose(items);
   for (int i = 0; i < 4 * kWidth; ++i)
-    test::expect(items[i / kWidth][i % kWidth] == float(i), "transpose: expected %d, got %g", i, double(items[i / kWidth][i % kWidth]));
+    test::expect(items[i / kWidth][i % kWidth] == float(i), "transpose: expected %d, got %g", i,
+                 double(items[i / kWidth][i % kWidth]));
 }
 
 __attribute__((noinline)) int run() {
@@ -147,9 +166,12 @@ int main() {
 #if PYZO_LANES == 8
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return 77;
 #elif PYZO_LANES == 16
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl"))
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return 77;
 #endif
   return run();
 }
+#if PYZO_LANES > 4 && defined(__clang__)
+#pragma clang attribute pop
+#endif

@@ -1,12 +1,12 @@
-// |z - ideal| <= 1e-5 over the whole input range of each factor of a normal: the radius of 2^32 words, sine and cosine of
-// 2^22 angles and both signs. `all` as argument: every word (minutes); without it every exponent, both ends densely.
+// |z - ideal| <= 1e-5 over the whole input range of each factor of a normal: the radius of 2^32 words, sine and cosine
+// of 2^22 angles and both signs. `all` as argument: every word (minutes); without it every exponent, both ends densely.
 #include <cmath>
-#include <initializer_list>
 #include <cstring>
+#include <initializer_list>
 #include <thread>
 
-#include "expect.h"
 #include "core/normal.h"
+#include "expect.h"
 
 namespace {
 
@@ -17,7 +17,8 @@ double ideal_radius(uint32_t a) { return std::sqrt(-2.0 * std::log((double(a) + 
 double ideal_half_turns(uint32_t b) { return double((b & 0x7ffffeu) | 1u) * 0x1p-23 - 0.5; }
 
 struct Worst {
-  double radius = 0, combined = 0;  // largest error of r; largest of |r error| + r angle error + rounding of the product
+  double radius = 0;    // largest error of r
+  double combined = 0;  // largest of |r error| + r angle error + rounding of the product
   uint32_t at = 0;
   float low = INFINITY, high = 0;  // range of r
   void join(const Worst& o) {
@@ -28,8 +29,9 @@ struct Worst {
 
 void look(Worst& worst, uint32_t a, double angle_error) {
   const float r = radius<Scalar>(a);
-  const double error = std::fabs(double(r) - ideal_radius(a));
-  if (!(error <= worst.radius)) worst.radius = error, worst.at = a;  // NaN is worst
+  const double difference = std::fabs(double(r) - ideal_radius(a));
+  const double error = difference == difference ? difference : INFINITY;  // NaN is worst
+  if (error > worst.radius) worst.radius = error, worst.at = a;
   worst.combined = std::fmax(worst.combined, error + double(r) * (angle_error + 0x1p-24));
   worst.low = std::fmin(worst.low, r), worst.high = std::fmax(worst.high, r);
 }
@@ -53,9 +55,9 @@ Worst every_word(double angle_error) {
 Worst some_words(double angle_error) {
   Worst worst;
   const auto both_ends = [&](uint32_t a) { look(worst, a, angle_error), look(worst, ~a, angle_error); };
-  for (uint32_t a = 0; a < 1u << 16; ++a) both_ends(a);                                         // tails, small radii
-  for (uint32_t a = (1u << 31) - (1u << 12); a < 1u << 31; ++a) both_ends(a);                   // u = 1/2, where y turns
-  for (int e = 16; e < 31; ++e)                                                                 // every exponent
+  for (uint32_t a = 0; a < 1u << 16; ++a) both_ends(a);                        // tails, small radii
+  for (uint32_t a = (1u << 31) - (1u << 12); a < 1u << 31; ++a) both_ends(a);  // u = 1/2, where y turns
+  for (int e = 16; e < 31; ++e)                                                // every exponent
     for (uint32_t i = 0; i < 1u << 16; ++i) both_ends((1u << e) + uint32_t((uint64_t(i) << e) >> 16));
   for (uint64_t a = 0; a < uint64_t(1) << 32; a += 4099) look(worst, uint32_t(a), angle_error);  // all over
   return worst;
@@ -89,8 +91,9 @@ int main(int argc, char** argv) {
   const bool all = argc > 1 && !std::strcmp(argv[1], "all");
   const double angle = angles();
   const Worst worst = all ? every_word(angle) : some_words(angle);
-  std::printf("%s: largest error of the radius %.3e (at word %08x), of sine and cosine %.3e, of a normal at most %.3e\n",
-              all ? "every word" : "sampled words", worst.radius, worst.at, angle, worst.combined);
+  std::printf(
+      "%s: largest error of the radius %.3e (at word %08x), of sine and cosine %.3e, of a normal at most %.3e\n",
+      all ? "every word" : "sampled words", worst.radius, worst.at, angle, worst.combined);
   std::printf("radius in [%.9g, %.9g]\n", double(worst.low), double(worst.high));
   test::expect(worst.radius <= 1e-5, "radius: error %.3e above 1e-5", worst.radius);
   test::expect(worst.combined <= 1e-5, "normal: error %.3e above 1e-5", worst.combined);

@@ -1,9 +1,10 @@
-// Rounding to storage against its definition in double precision: all 65,536 codes of both types, every boundary between them.
+// Rounding to storage against its definition in double precision: all 65,536 codes of both types, every boundary
+// between them.
 #include <cmath>
 #include <initializer_list>
 
-#include "expect.h"
 #include "core/rounding.h"
+#include "expect.h"
 
 namespace {
 
@@ -53,12 +54,13 @@ float value_of(uint32_t code) {
 template <Dtype T>
 void check_point(float x) {
   const float nearest = round_nearest<Scalar, T>(x);
-  test::expect(bits<uint32_t>(nearest) == bits<uint32_t>(expected_nearest<T>(x)), "round_nearest<%d>(%a): expected %a, got %a", int(T),
-               double(x), double(expected_nearest<T>(x)), double(nearest));
+  test::expect(bits<uint32_t>(nearest) == bits<uint32_t>(expected_nearest<T>(x)),
+               "round_nearest<%d>(%a): expected %a, got %a", int(T), double(x), double(expected_nearest<T>(x)),
+               double(nearest));
   for (uint32_t random : {0u, 1u, 7u, 8u, 0x7fffu, 0x8000u, 0x8001u, 0xfff8u, 0xffffu}) {
     const float got = round_stochastic<Scalar, T>(x, random), want = expected_stochastic<T>(x, random);
-    test::expect(bits<uint32_t>(got) == bits<uint32_t>(want), "round_stochastic<%d>(%a, %04x): expected %a, got %a", int(T), double(x),
-                 random, double(want), double(got));
+    test::expect(bits<uint32_t>(got) == bits<uint32_t>(want), "round_stochastic<%d>(%a, %04x): expected %a, got %a",
+                 int(T), double(x), random, double(want), double(got));
   }
 }
 
@@ -69,10 +71,12 @@ void check_boundaries() {
     const uint32_t u = bits<uint32_t>(x);
     test::expect(bits<uint32_t>(round_nearest<Scalar, T>(x)) == u, "round_nearest<%d>: code %04x moved", int(T), code);
     for (uint32_t random : {0u, 0x8000u, 0xffffu})
-      test::expect(bits<uint32_t>(round_stochastic<Scalar, T>(x, random)) == u, "round_stochastic<%d>: code %04x moved", int(T), code);
+      test::expect(bits<uint32_t>(round_stochastic<Scalar, T>(x, random)) == u, "round_stochastic<%d>: code %04x moved",
+                   int(T), code);
     if (!std::isfinite(x)) continue;
     const float tie = float(double(x) + (code & 0x8000u ? -0.5 : 0.5) * quantum<T>(x));
-    for (float y : {std::nextafter(x, 0.0f), x, std::nextafter(x, INFINITY), std::nextafter(tie, -INFINITY), tie, std::nextafter(tie, INFINITY)})
+    for (float y : {std::nextafter(x, 0.0f), x, std::nextafter(x, INFINITY), std::nextafter(tie, -INFINITY), tie,
+                    std::nextafter(tie, INFINITY)})
       if (std::isfinite(y)) check_point<T>(y);
   }
 }
@@ -86,7 +90,8 @@ void check_expectation(test::Random& random) {
     double sum = 0;
     for (uint32_t r = 0; r < 0x10000u; ++r) sum += double(round_stochastic<Scalar, T>(x, r)) - double(x);
     const double bias = sum / 65536.0 / quantum<T>(x);
-    test::expect(std::fabs(bias) <= 0x1p-16, "round_stochastic<%d>(%a): bias %.3e quanta, more than 2^-16", int(T), double(x), bias);
+    test::expect(std::fabs(bias) <= 0x1p-16, "round_stochastic<%d>(%a): bias %.3e quanta, more than 2^-16", int(T),
+                 double(x), bias);
   }
 }
 
@@ -102,7 +107,8 @@ void check_type(test::Random& random) {
                    "%08x did not pass", bits<uint32_t>(x));
     }
   }
-  for (float special : {0.0f, -0.0f, 0x1p-149f, -0x1p-149f, 0x1p-126f, 0x1.fffffep127f, -0x1.fffffep127f, 65504.0f, 65519.996f, 65520.0f, 65536.0f})
+  for (float special : {0.0f, -0.0f, 0x1p-149f, -0x1p-149f, 0x1p-126f, 0x1.fffffep127f, -0x1.fffffep127f, 65504.0f,
+                        65519.996f, 65520.0f, 65536.0f})
     check_point<T>(special);
   check_expectation<T>(random);
 }
@@ -113,7 +119,8 @@ int main() {
   test::Random random{3};
   for (uint32_t code = 0; code < 0x10000u; ++code) {
     const float x = value_of<kFloat16>(code), wide = widen_half<Scalar>(code);
-    test::expect(bits<uint32_t>(wide) == bits<uint32_t>(x), "widen_half(%04x): expected %a, got %a", code, double(x), double(wide));
+    test::expect(bits<uint32_t>(wide) == bits<uint32_t>(x), "widen_half(%04x): expected %a, got %a", code, double(x),
+                 double(wide));
     const uint32_t back = narrow_half<Scalar>(wide);
     test::expect(back == code, "narrow_half(widen_half(%04x)): got %04x", code, back);
   }

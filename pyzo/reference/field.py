@@ -69,7 +69,7 @@ def global_index(n: int, *, base: int = 0, inner: int = 0, stride: int = 0) -> T
 
 
 def radius(a: Tensor) -> Tensor:
-    """sqrt(-2 ln u), u = (a + 1/2) / 2^32, for words `a` (int64 in [0, 2^32)): float32, within 1e-5 of the ideal (csrc/tests/test_normal.cpp).
+    """sqrt(-2 ln u), u = (a + 1/2) / 2^32, for words `a` (int64 in [0, 2^32)): float32, within 1e-5 of the ideal.
 
     u itself is not formed: y = u where u < 1/2 and u - 1 elsewhere comes from `a` read as a signed integer, so that all
     32 bits count near u = 0 (the tails) and near u = 1 (small radii). ln u = k ln 2 + ln(1 + f), f in [-1/2, 0).

@@ -30,7 +30,7 @@ def _seed(control: Tensor, j: int) -> int:
 
 
 def begin_step_(control: Tensor) -> None:
-    """Draws the seeds of the next step: draw += 1, every direction's seed and the rounding seed from the run seed, ok = 1."""
+    """Draws the next step: draw += 1, every direction's seed and the rounding seed from the run seed, ok = 1."""
     control[0, DRAW] += 1
     run, step = int(control[0, RUN_SEED]) & _M64, int(control[0, DRAW]) & _M64
     for k in range((control.shape[1] - HEADER) // 2):
@@ -142,7 +142,7 @@ def noise_(out: Tensor, seed: int, key: int, base: int, inner: int, stride: int,
 
 
 def philox_(out: Tensor, seed: int, high: int, block: int) -> None:
-    """Fills `out` (int32 [n, 4]) with the words of the counters 2^64 high + block + i, i = 0 .. n - 1, under key `seed`."""
+    """Fills `out` (int32 [n, 4]) with the words of the counters 2^64 high + block + i, i < n, under key `seed`."""
     block, high = block & _M64, high & _M64
     low = torch.tensor([[b & 0xFFFFFFFF, b >> 32] for b in ((block + i) & _M64 for i in range(len(out)))]).view(-1, 2)
     counter = torch.cat((low, torch.tensor([high & 0xFFFFFFFF, high >> 32]).expand(len(out), 2)), 1)

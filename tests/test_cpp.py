@@ -1,0 +1,80 @@
+"""Compiles the C++ tests of csrc/tests without torch and runs them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+GOLDEN = ROOT / "tests" / "golden.txt"
+ISAS = {"base": 4, "avx2": 8, "avx512": 16}
+NOT_ON_THIS_MACHINE = 77
+# Test -> what it is linked with and its arguments. Every csrc/tests/test_*.cpp is here (checked below).
+PROGRAMS = {
+    "test_philox": (False, []),
+    "test_fma": (False, []),
+    "test_normal": (False, []),
+    "test_rounding": (False, []),
+    "test_bodies": (True, []),
+    "test_golden": (True, [GOLDEN]),
+}
+COMPILER = os.environ.get("CXX", "c++")
+
+
+def flags() -> list[str]:
+    lines = (CSRC / "cxx.flags").read_text().splitlines()
+    return [*(line for line in lines if line and not line.startswith("#")), "-pthread", f"-I{CSRC}"]
+
+
+def build(output: Path, *arguments: object) -> Path:
+    subprocess.run(
+        [COMPILER, *flags(), *map(str, arguments), "-o", str(output)], check=True, capture_output=True, text=True
+    )
+    return output
+
+
+def run(program: Path, *arguments: object) -> int:
+    done = subprocess.run([program, *map(str, arguments)], check=False, capture_output=True, text=True)
+    print(done.stdout, done.stderr)
+    return done.returncode
+
+
+@pytest.fixture(scope="session")
+def bodies(tmp_path_factory) -> list[Path]:
+    """The object files of csrc/cpu/isa*.cpp, compiled once."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no C++ compiler {COMPILER} on this machine")
+    folder = tmp_path_factory.mktemp("bodies")
+    return [build(folder / f"{source.stem}.o", "-c", source) for source in sorted(CSRC.glob("cpu/isa*.cpp"))]
+
+
+def test_every_cpp_test_is_run():
+    assert {path.stem for path in CSRC.glob("tests/test_*.cpp")} == {*PROGRAMS, "test_lanes"}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name, bodies, tmp_path):
+    with_bodies, arguments = PROGRAMS[name]
+    program = build(tmp_path / name, CSRC / "tests" / f"{name}.cpp", *(bodies if with_bodies else []))
+    assert run(program, *arguments) == 0
+
+
+def test_golden_program_sees_a_wrong_hash(bodies, tmp_path):
+    wrong = tmp_path / "golden.txt"
+    lines = GOLDEN.read_text().splitlines()
+    lines[-1] = lines[-1][:-1] + ("0" if lines[-1][-1] != "0" else "1")
+    wrong.write_text("\n".join(lines) + "\n")
+    assert run(build(tmp_path / "test_golden", CSRC / "tests" / "test_golden.cpp", *bodies), wrong) == 1
+
+
+@pytest.mark.parametrize("lanes", ISAS)
+def test_lanes(lanes, bodies, tmp_path):
+    source = CSRC / "tests" / "test_lanes.cpp"
+    program = build(tmp_path / lanes, f"-DPYZO_ISA={lanes}", f"-DPYZO_LANES={ISAS[lanes]}", source)
+    code = run(program)
+    if code == NOT_ON_THIS_MACHINE:
+        pytest.skip(f"this machine has no {lanes}: compiled, not run")
+    assert code == 0
