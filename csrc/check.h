@@ -1,5 +1,6 @@
 #pragma once
-// Checks of operator arguments, written once for both devices. Every message names the argument, what was expected and what came.
+// Checks of operator arguments, written once for both devices. Every message names the argument, what was expected and
+// what came.
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -32,8 +33,9 @@ inline std::string at(const char* list, size_t i) { return std::string(list) + '
 
 inline Dtype check_weights(const Tensor& t, const std::string& name) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half) && t.is_contiguous(), name,
-                  ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
+  STD_TORCH_CHECK(
+      (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half) && t.is_contiguous(),
+      name, ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
   return type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBFloat16 : kFloat16;
 }
 
@@ -42,13 +44,13 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 }
 
 inline void check_same_device(const Tensor& t, const Tensor& control, const std::string& name) {
-  STD_TORCH_CHECK(same_device(t, control), name, ": expected a tensor on the device of control, which is ", describe(control), ", got ",
-                  describe(t));
+  STD_TORCH_CHECK(same_device(t, control), name, ": expected a tensor on the device of control, which is ",
+                  describe(control), ", got ", describe(t));
 }
 
 inline Control check_control(const Tensor& t) {
-  const bool ok = t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.dim() == 2 && t.size(0) > Control::kLines &&
-                  t.size(1) > Control::kHeader && t.size(1) % 2 == 0;
+  const bool ok = t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.dim() == 2 &&
+                  t.size(0) > Control::kLines && t.size(1) > Control::kHeader && t.size(1) % 2 == 0;
   STD_TORCH_CHECK(ok, "control: expected a contiguous int64 matrix [3 + rows, 8 + 2 * directions], got ", describe(t));
   return {static_cast<int64_t*>(t.data_ptr()), (t.size(1) - Control::kHeader) / 2, t.size(0) - Control::kLines};
 }
@@ -70,8 +72,8 @@ inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
            !__builtin_add_overflow(s.base, rows, &last) && !__builtin_add_overflow(last, s.inner - 1, &last);
     }
   }
-  STD_TORCH_CHECK(ok, name, ": expected a shard with base >= 0, stride >= inner and indices below 2^63, got base ", s.base, ", inner ",
-                  s.inner, ", stride ", s.stride, " for ", n, " elements");
+  STD_TORCH_CHECK(ok, name, ": expected a shard with base >= 0, stride >= inner and indices below 2^63, got base ",
+                  s.base, ", inner ", s.inner, ", stride ", s.stride, " for ", n, " elements");
 }
 
 struct Span {
@@ -96,8 +98,8 @@ inline std::vector<Span> spans(const std::vector<Tensor>& list) {
 inline void check_overlap(const std::vector<Tensor>& src, const std::vector<Tensor>& dst) {
   const std::vector<Span> to = spans(dst);
   for (size_t k = 1; k < to.size(); ++k)
-    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, at("dst", to[k].index), ": expected memory of its own, got a tensor that overlaps ",
-                    at("dst", to[k - 1].index));
+    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, at("dst", to[k].index),
+                    ": expected memory of its own, got a tensor that overlaps ", at("dst", to[k - 1].index));
   for (const Span& from : spans(src)) {
     auto hit = std::upper_bound(to.begin(), to.end(), from);
     if (hit != to.begin() && (hit - 1)->end > from.begin) --hit;

@@ -18,7 +18,8 @@ std::string isas() {
   int count;
   const cpu::Isa* const* all = cpu::all_isas(count);
   for (int i = 0; i < count; ++i)
-    if (all[i]->supported()) out += std::string(out.empty() ? "" : " ") + all[i]->name + (all[i] == &cpu::isa() ? "*" : "");
+    if (all[i]->supported())
+      out += std::string(out.empty() ? "" : " ") + all[i]->name + (all[i] == &cpu::isa() ? "*" : "");
   return out;
 }
 

@@ -1,4 +1,4 @@
-"""The control tensor of one device: what a pass needs that changes from step to step (csrc/core/control.h has the layout)."""
+"""The control tensor of a device: what a pass needs that changes from step to step, laid out as csrc/core/control.h."""
 
 import torch
 
@@ -32,7 +32,12 @@ class Control:
     def read_header(self) -> dict[str, int]:
         """Run seed and counters, as `write_header` takes them."""
         line = self.tensor[0].tolist()
-        return {"seed": line[RUN_SEED] % (1 << 64), "draw": line[DRAW], "applied": line[APPLIED], "skipped": line[SKIPPED]}
+        return {
+            "seed": line[RUN_SEED] % (1 << 64),
+            "draw": line[DRAW],
+            "applied": line[APPLIED],
+            "skipped": line[SKIPPED],
+        }
 
     def write_header(self, header: dict[str, int]) -> None:
         for word, name in ((RUN_SEED, "seed"), (DRAW, "draw"), (APPLIED, "applied"), (SKIPPED, "skipped")):

@@ -1,4 +1,4 @@
-"""Estimators: which points of a step are probed, and how their losses become the coefficients of the seeded gradient."""
+"""Estimators: which points of a step are probed, and how losses become coefficients of the seeded gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Probe = Callable[[int, float], torch.Tensor]
 
 @dataclass(frozen=True)
 class TwoSided:
-    """Simultaneous perturbation (SPSA): g = 1/q sum_k (l(w + eps z_k) - l(w - eps z_k)) / (2 eps) z_k, with 2 q forwards.
+    """SPSA with 2 q forwards: g = 1/q sum_k (l(w + eps z_k) - l(w - eps z_k)) / (2 eps) z_k.
 
     Source: MeZO, arXiv 2305.17333, definition 1 and n-SPSA; the ZO-SGD of arXiv 2402.11592.
 
@@ -31,7 +31,7 @@ class TwoSided:
         return self.q
 
     def probe(self, loss_at: Probe) -> list[torch.Tensor]:
-        """The losses of a step in the order that `estimate_` takes them; `loss_at(k, sign)` evaluates at w + sign eps z_k."""
+        """The losses in the order that `estimate_` takes them; `loss_at(k, sign)` evaluates at w + sign eps z_k."""
         return [loss_at(k, sign) for k in range(self.q) for sign in (1.0, -1.0)]
 
     def estimate_(self, control: torch.Tensor, losses: torch.Tensor) -> None:

@@ -12,10 +12,10 @@ WRAPPER_PREFIXES = ("_orig_mod.", "module.", "base_model.model.")
 
 
 def tensor_key(name: str) -> int:
-    """The 56-bit key of a parameter: BLAKE2b-56 of its UTF-8 name, little-endian, without the prefixes that wrappers add.
+    """The 56-bit key of a parameter: BLAKE2b-56 of its UTF-8 name, little-endian, without what wrappers add.
 
-    `_orig_mod.` (torch.compile) is dropped wherever it stands, `module.` (DDP) and `base_model.model.` (PEFT) at the front, so
-    that a run sees the same noise whether or not its model is wrapped.
+    `_orig_mod.` (torch.compile) is dropped wherever it stands, `module.` (DDP) and `base_model.model.` (PEFT) at the
+    front, so that a run sees the same noise whether or not its model is wrapped.
     """
     name = name.replace("_orig_mod.", "")
     while name.startswith(WRAPPER_PREFIXES):
@@ -35,10 +35,10 @@ def noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """The noise of a tensor, or of a rectangle of it: the numbers every pass regenerates. A pure function of its arguments.
+    """The noise of a tensor or of a rectangle of it, as every pass regenerates it: a pure function of its arguments.
 
-    Element i of the result, in row-major order, is z at global index offset + (i // inner) * stride + i % inner of the tensor
-    with this key: (rows, columns from c on) of a matrix with n columns is offset=c, inner=width, stride=n.
+    Element i of the result, in row-major order, is z at global index offset + (i // inner) * stride + i % inner of the
+    tensor with this key: (rows, columns from c on) of a matrix with n columns is offset=c, inner=width, stride=n.
 
     Args:
         shape: of the result.

@@ -1,10 +1,10 @@
-"""Torch's random generators inside a step: every forward sees the same state, so that paired losses share their dropout."""
+"""Torch's generators inside a step: every forward sees the same state, so that paired losses share their dropout."""
 
 import torch
 
 
 class Rewound:
-    """Remembers the states of torch's CPU generator and of the given CUDA devices' generators, and sets them back on call."""
+    """Remembers the states of torch's CPU and given CUDA generators, and sets them back when called."""
 
     def __init__(self, devices: set[torch.device]):
         self._cpu = torch.get_rng_state()

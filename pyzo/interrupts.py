@@ -20,8 +20,8 @@ class _Allowed:
 class DeferredInterrupts:
     """Context in which SIGINT is held back except inside `with self.allowed()`, and delivered at the end at the latest.
 
-    A second interrupt after the first one was delivered waits too: by then the step is taking back what it did. Outside the
-    main thread Python delivers no signals, and nothing is done.
+    A second interrupt after the first one was delivered waits too: by then the step is taking back what it did.
+    Outside the main thread Python delivers no signals, and nothing is done.
     """
 
     def __init__(self) -> None:

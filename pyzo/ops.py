@@ -1,4 +1,4 @@
-"""The operators of pyzo: loads them, gives each a fake for torch.compile, and wraps those that Python calls in a typed function."""
+"""The operators of pyzo: loads them, gives each a fake for torch.compile, and wraps each in a typed function."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import torch
 
 _LIBRARY = Path(__file__).with_name("_C.so")
 if not _LIBRARY.exists():
-    raise ImportError(f"{_LIBRARY} is missing: build it with `pip install .` (or `pip install -e .`) in pyzo's repository")
+    raise ImportError(
+        f"{_LIBRARY} is missing: build it with `pip install .` (or `pip install -e .`) in pyzo's repository"
+    )
 torch.ops.load_library(_LIBRARY)
 _ops = torch.ops.pyzo
 
@@ -89,7 +91,7 @@ def begin_step_(control: torch.Tensor) -> None:
 
 
 def estimate_two_sided_(control: torch.Tensor, losses: torch.Tensor) -> None:
-    """Coefficients (l+ - l-) / (2 eps q) of each row from float64 losses [2 q] = l+, l- of each direction; clears ok if not finite."""
+    """Coefficients (l+ - l-) / (2 eps q) of each row, or a cleared ok, from float64 losses [2 q]: l+, l- in turn."""
     _ops.estimate_two_sided_(control, losses)
 
 

@@ -42,7 +42,9 @@ class Sweep:
         ValueError: a tensor that no pass can work on, by name, before anything is written.
     """
 
-    def __init__(self, trained: list[Trained], controls: dict[torch.device, Control], distribution: str, stochastic: bool):
+    def __init__(
+        self, trained: list[Trained], controls: dict[torch.device, Control], distribution: str, stochastic: bool
+    ):
         self._distribution = ops.distribution_code(distribution)
         self._stochastic = stochastic
         self.parts: list[Part] = []

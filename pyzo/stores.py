@@ -4,15 +4,15 @@ import torch
 
 from pyzo.passes import Sweep
 
-# A snapshot is chosen by itself for 16-bit weights when its copy is at most this share of the bytes of the whole module.
+# A snapshot is chosen by itself for 16-bit weights when its copy takes at most this share of the module's bytes.
 SNAPSHOT_SHARE = 0.1
 
 
 class Store:
     """The protocol of a step: `open`, any number of `move` to w + sign * eps * z_k, then `update` or `restore`.
 
-    Every method is called where interrupts are deferred. `restore` may be called at any point and more than once: it is the
-    undo part of the step's journal.
+    Every method is called where interrupts are deferred. `restore` may be called at any point and more than once: it
+    is the undo part of the step's journal.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Store:
 
 
 class InPlace(Store):
-    """Perturbs the parameters themselves. No extra memory; the way back rounds (exact to an ulp in fp32, low drift in 16 bit).
+    """Perturbs the parameters themselves. No extra memory; the way back rounds (low drift in 16 bit).
 
     From +eps to -eps is round(round(w - eps z) - eps z), and the last restore rides on the update: three passes for a
     two-sided step.
@@ -71,7 +71,7 @@ class InPlace(Store):
 
 
 class Snapshot(Store):
-    """Keeps a copy of the trained tensors during the step. Exact: whatever happens, the weights come back bit for bit."""
+    """Keeps a copy of the trained tensors. Exact: whatever happens, the weights come back bit for bit."""
 
     name = "snapshot"
 
@@ -84,12 +84,15 @@ class Snapshot(Store):
         self._moved = [False for _ in sweep]
         same = len(self._copies) == len(sweep.parts) and all(
             len(copy) == len(part.tensors)
-            and all(c.shape == t.shape and c.dtype == t.dtype and c.device == t.device for c, t in zip(copy, part.tensors))
-            for copy, part in zip(self._copies, sweep.parts)
+            and all(
+                c.shape == t.shape and c.dtype == t.dtype and c.device == t.device
+                for c, t in zip(copy, part.tensors, strict=True)
+            )
+            for copy, part in zip(self._copies, sweep.parts, strict=True)
         )
         if not same:
             self._copies = [[torch.empty_like(t, requires_grad=False) for t in part.tensors] for part in sweep.parts]
-        for copy, part in zip(self._copies, sweep.parts):
+        for copy, part in zip(self._copies, sweep.parts, strict=True):
             torch._foreach_copy_(copy, part.tensors)
 
     def move(self, direction: int, sign: float) -> None:
@@ -127,5 +130,7 @@ def choose(name: str, trained: list[torch.Tensor], module_bytes: int | None) -> 
         return InPlace("all trained weights are fp32, where the way back is exact to an ulp")
     own = sum(t.numel() * t.element_size() for t in trained)
     if module_bytes is not None and own <= SNAPSHOT_SHARE * module_bytes:
-        return Snapshot(f"16-bit weights, and a copy of the trained ones takes {own} of the module's {module_bytes} bytes")
+        return Snapshot(
+            f"16-bit weights, and a copy of the trained ones takes {own} of the module's {module_bytes} bytes"
+        )
     return InPlace("16-bit weights whose copy would be large: ask for store='snapshot' to have them exact")

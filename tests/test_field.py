@@ -9,7 +9,11 @@ from pyzo.field import tensor_key
 
 def test_keys_ignore_wrappers():
     key = tensor_key("model.layers.0.mlp.weight")
-    for name in ("module.model.layers.0.mlp.weight", "_orig_mod.model.layers.0.mlp.weight", "model.layers._orig_mod.0.mlp.weight"):
+    for name in (
+        "module.model.layers.0.mlp.weight",
+        "_orig_mod.model.layers.0.mlp.weight",
+        "model.layers._orig_mod.0.mlp.weight",
+    ):
         assert tensor_key(name) == key
     assert tensor_key("base_model.model.module.x") == tensor_key("x")
     assert tensor_key("x.module.y") != tensor_key("x.y")  # only in front: a submodule may be called so
@@ -49,7 +53,7 @@ def test_empty_and_scalar_shapes():
         ({"inner": 3, "stride": 2}, ValueError, "inner <= stride"),
         ({"dtype": torch.float64}, ValueError, "dtype: expected one of torch.float32"),
         ({"distribution": "uniform"}, ValueError, "distribution"),
-        ({"offset": 2**63 - 2}, RuntimeError, "indices below 2\\^63"),
+        ({"offset": 2**63 - 2}, RuntimeError, r"indices below 2\^63"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

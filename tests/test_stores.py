@@ -27,7 +27,7 @@ def test_a_step_takes_2q_plus_1_passes(store, q, monkeypatch):
     passes = []
     run = pyzo.passes.Sweep.run
     monkeypatch.setattr(pyzo.passes.Sweep, "run", lambda self, index, **k: (passes.append(k), run(self, index, **k))[1])
-    opt.step(lambda: model.weight.sum())
+    opt.step(model.weight.sum)
     assert len(passes) == 2 * q + 1
 
 
@@ -49,8 +49,8 @@ def test_drift_in_place_is_far_below_one_subtraction():
 def test_snapshot_survives_changes_between_steps():
     model = torch.nn.Linear(3, 3)
     opt = ZOSGD(model, lr=0.0, store="snapshot")
-    opt.step(lambda: model.weight.sum())
+    opt.step(model.weight.sum)
     with torch.no_grad():
         model.weight.fill_(7.0)
-    opt.step(lambda: model.weight.sum())
+    opt.step(model.weight.sum)
     assert torch.equal(model.weight, torch.full((3, 3), 7.0))

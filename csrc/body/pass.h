@@ -1,5 +1,6 @@
 #pragma once
-// What a pass does to one element (or one vector of elements): undo, update, perturb, in this order, each rounded to storage.
+// What a pass does to one element (or one vector of elements): undo, update, perturb, in this order, each rounded to
+// storage.
 //   undo     w <- round(w + undo_scale z_u)         takes back an in-place perturbation
 //   update   w <- round(rule(w, g)), g = sum_j c_j z_j
 //   perturb  w <- round(w + perturb_scale z_p)
@@ -13,12 +14,12 @@ namespace pyzo {
 struct PassArgs {
   Control control;
   int distribution;
-  int undo;             // direction to take back
-  float undo_sign;      // times the row's eps
-  int directions;       // update with directions 0..directions-1; 0: no update
-  int perturb;          // direction to add at the end
-  float perturb_sign;   // times the row's eps
-  bool stochastic;      // round updates of 16-bit weights stochastically
+  int undo;            // direction to take back
+  float undo_sign;     // times the row's eps
+  int directions;      // update with directions 0..directions-1; 0: no update
+  int perturb;         // direction to add at the end
+  float perturb_sign;  // times the row's eps
+  bool stochastic;     // round updates of 16-bit weights stochastically
 };
 
 struct TensorArgs {
@@ -58,8 +59,10 @@ PYZO_HD typename L::F add_noise(typename L::F w, typename L::F z, typename L::F 
 template <class L, Dtype T, bool kStochastic>
 PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::U random, const PassLanes<L>& s) {
   const typename L::F v = sgd<L>(w, g, s.group);
-  if constexpr (kStochastic) return round_stochastic<L, T>(v, random);
-  else return to_storage<L, T>(v);
+  if constexpr (kStochastic)
+    return round_stochastic<L, T>(v, random);
+  else
+    return to_storage<L, T>(v);
 }
 
 template <class L, Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStochastic>

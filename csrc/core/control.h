@@ -1,6 +1,6 @@
 #pragma once
-// The control tensor: everything a pass needs that changes from step to step, on the device, as a matrix of 8-byte words
-// [3 + rows, 8 + 2 directions], so that its shape tells both capacities.
+// The control tensor: everything a pass needs that changes from step to step, on the device, as a matrix of 8-byte
+// words [3 + rows, 8 + 2 directions], so that its shape tells both capacities.
 //   line 0      header: ok, skipped, draw, applied, run seed, rounding seed
 //   line 1      seeds: uint64 of each direction
 //   line 2      losses: doubles, as the estimator saw them

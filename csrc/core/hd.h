@@ -24,8 +24,8 @@ PYZO_HD To bits(const From& x) {
 }
 
 // a * b + c in double precision, correctly rounded to float: what IEEE calls fma, for machines that have none.
-// The product of two floats is exact in double; the sum is rounded to odd (TwoSum finds whether it was exact), so that the
-// final rounding to float sees on which side of a tie the exact value lies. 53 >= 24 + 2 bits makes that enough.
+// The product of two floats is exact in double; the sum is rounded to odd (TwoSum finds whether it was exact), so that
+// the final rounding to float sees on which side of a tie the exact value lies. 53 >= 24 + 2 bits makes that enough.
 PYZO_HD float soft_fma(float a, float b, float c) {
   const double p = double(a) * double(b), d = double(c);
   const double s = p + d;

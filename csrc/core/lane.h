@@ -25,8 +25,9 @@ struct Scalar {
 #endif
   }
 
-  // Square root of a normal number in [2^-64, 2^64], correctly rounded. On the device: the reciprocal-root estimate and one
-  // residual step, the sequence nvcc itself emits for sqrt.rn inside this range, without its range check and slow path.
+  // Square root of a normal number in [2^-64, 2^64], correctly rounded. On the device: the reciprocal-root estimate and
+  // one residual step, the sequence nvcc itself emits for sqrt.rn inside this range, without its range check and slow
+  // path.
   static PYZO_HD F sqrt(F x) {
 #if defined(__CUDA_ARCH__)
     float y;
@@ -38,14 +39,14 @@ struct Scalar {
 #endif
   }
 
-  static PYZO_HD F float_of(I x) { return float(x); }            // round to nearest even
-  static PYZO_HD I truncate(F x) { return int32_t(x); }          // |x| < 2^31
+  static PYZO_HD F float_of(I x) { return float(x); }    // round to nearest even
+  static PYZO_HD I truncate(F x) { return int32_t(x); }  // |x| < 2^31
   static PYZO_HD U as_u(F x) { return bits<uint32_t>(x); }
   static PYZO_HD F as_f(U x) { return bits<float>(x); }
   static PYZO_HD I as_i(U x) { return int32_t(x); }
   static PYZO_HD U as_u(I x) { return uint32_t(x); }
   static PYZO_HD I min(I a, I b) { return a < b ? a : b; }
-  static PYZO_HD F positive_one(F x) { return x > 0.0f ? 1.0f : 0.0f; }     // x > 0 ? 1 : 0
+  static PYZO_HD F positive_one(F x) { return x > 0.0f ? 1.0f : 0.0f; }  // x > 0 ? 1 : 0
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const uint64_t p = uint64_t(m) * x;
     lo = uint32_t(p);

@@ -1,9 +1,11 @@
 #pragma once
-// Standard normals from Philox words by Box-Muller, in IEEE + - * fma and sqrt only: the same bits from every compiler and device
-// that rounds correctly and does not contract. A word pair (a, b) is mapped to (r cos, r sin) as follows.
-//   radius  u = (a + 1/2) / 2^32, r = sqrt(-2 ln u). u is never formed: a is converted as a signed integer, which keeps all
+// Standard normals from Philox words by Box-Muller, in IEEE + - * fma and sqrt only: the same bits from every compiler
+// and device that rounds correctly and does not contract. A word pair (a, b) is mapped to (r cos, r sin) as follows.
+//   radius  u = (a + 1/2) / 2^32, r = sqrt(-2 ln u). u is never formed: a is converted as a signed integer, which keeps
+//   all
 //           32 bits at both ends, near u = 0 (the tails, up to 6.76) and near u = 1 (where r is the root of 1 - u).
-//   angle   half turns t = odd / 2^23 - 1/2 from bits 1..22 of b, symmetric about 0; cos(pi t) takes bit 31 of b as its sign.
+//   angle   half turns t = odd / 2^23 - 1/2 from bits 1..22 of b, symmetric about 0; cos(pi t) takes bit 31 of b as its
+//   sign.
 // Polynomials: minimax, fitted by tools in bench/fit_normal.py. |z - ideal| <= 1e-5 for every (a, b).
 #include "core/field.h"
 

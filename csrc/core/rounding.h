@@ -1,6 +1,7 @@
 #pragma once
-// Rounding a float to the values of a storage type, still as a float: to nearest even, or stochastically with 16 random bits.
-// Infinities and NaN pass. Stochastic rounding is exact in expectation to 2^-16 of a quantum and never moves a representable value.
+// Rounding a float to the values of a storage type, still as a float: to nearest even, or stochastically with 16 random
+// bits. Infinities and NaN pass. Stochastic rounding is exact in expectation to 2^-16 of a quantum and never moves a
+// representable value.
 #include "core/lane.h"
 
 namespace pyzo {
@@ -33,8 +34,8 @@ PYZO_HD typename L::F round_nearest(typename L::F x) {
   }
 }
 
-// The 16-bit code of a float that is representable as half, and back. NaN payloads survive the round trip (x86's own conversion
-// would quiet a signalling NaN).
+// The 16-bit code of a float that is representable as half, and back. NaN payloads survive the round trip (x86's own
+// conversion would quiet a signalling NaN).
 template <class L>
 PYZO_HD typename L::U narrow_half(typename L::F x) {
   using U = typename L::U;
@@ -83,8 +84,10 @@ PYZO_HD typename L::F round_stochastic(typename L::F x, typename L::U random) {
 // What bodies call: the lane's own instruction where it has one that gives the same bits, else the definition above.
 template <class L, Dtype T>
 PYZO_HD typename L::F to_storage(typename L::F x) {
-  if constexpr (requires { L::template round_nearest<T>(x); }) return L::template round_nearest<T>(x);
-  else return round_nearest<L, T>(x);
+  if constexpr (requires { L::template round_nearest<T>(x); })
+    return L::template round_nearest<T>(x);
+  else
+    return round_nearest<L, T>(x);
 }
 
 }  // namespace pyzo

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
@@ -19,7 +20,7 @@ const Isa isa_avx512 = {"avx512",
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
                         },
                         avx512::pass, avx512::noise};
-}
+}  // namespace pyzo::cpu
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -5,4 +5,4 @@
 
 namespace pyzo::cpu {
 const Isa isa_base = {"base", [] { return true; }, base::pass, base::noise};
-}
+}  // namespace pyzo::cpu

@@ -1,6 +1,6 @@
-// Vector lanes of one instruction set: the lane policy of core/ over 4, 8 or 16 floats, and the moves between lanes and memory.
-// Included once by each cpu/isa_*.cpp after it has chosen PYZO_LANES (4: any CPU, 8: AVX2 + FMA + F16C, 16: AVX-512).
-// No include guard on purpose: everything lies in that file's own namespace.
+// Vector lanes of one instruction set: the lane policy of core/ over 4, 8 or 16 floats, and the moves between lanes and
+// memory. Included once by each cpu/isa_*.cpp after it has chosen PYZO_LANES (4: any CPU, 8: AVX2 + FMA + F16C, 16:
+// AVX-512). No include guard on purpose: everything lies in that file's own namespace.
 #include "core/rounding.h"
 
 namespace pyzo::cpu::PYZO_ISA {
@@ -72,8 +72,9 @@ struct Lanes {
   }
 #endif
 
-  // Offsets of the counters in the lanes such that transpose() leaves consecutive elements in consecutive lanes: lanes form
-  // groups of four (128 bits, which is all that the unpack instructions cross), group g lane j works on counter j * groups + g.
+  // Offsets of the counters in the lanes such that transpose() leaves consecutive elements in consecutive lanes: lanes
+  // form groups of four (128 bits, which is all that the unpack instructions cross), group g lane j works on counter j
+  // * groups + g.
   static PYZO_HD U counter_offsets() {
     const U l = iota();
     return (l & splat(3u)) * splat(uint32_t(kLanes / 4)) + (l >> 2);
@@ -130,7 +131,11 @@ struct Lanes {
     } else if constexpr (T == kBFloat16) {
       return as_f(load_u16(static_cast<const uint16_t*>(base) + i) << 16);
     } else {
-      return widen_half<Lanes>(load_u16(static_cast<const uint16_t*>(base) + i));  // the CPU's own would quiet signalling NaNs
+      const U codes = load_u16(static_cast<const uint16_t*>(base) + i);
+#if PYZO_LANES > 4
+      if (__builtin_expect(!any_equal(codes & splat(0x7c00u), 0x7c00u), 1)) return half_to_float(codes);
+#endif
+      return widen_half<Lanes>(codes);  // the conversion instruction would quiet a signalling NaN
     }
   }
   // x is representable in T.
@@ -141,7 +146,11 @@ struct Lanes {
     } else if constexpr (T == kBFloat16) {
       store_u16(static_cast<uint16_t*>(base) + i, as_u(x) >> 16);
     } else {
-      store_u16(static_cast<uint16_t*>(base) + i, narrow_half<Lanes>(x));
+      uint16_t* p = static_cast<uint16_t*>(base) + i;
+#if PYZO_LANES > 4
+      if (__builtin_expect(!any_equal(as_u(x) & splat(0x7f800000u), 0x7f800000u), 1)) return store_half(p, x);
+#endif
+      store_u16(p, narrow_half<Lanes>(x));
     }
   }
 #if PYZO_LANES > 4
@@ -154,6 +163,30 @@ struct Lanes {
     return (F)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 #endif
   }
+
+ private:
+  // The conversion instructions of half, for numbers: they change the bits of some NaNs.
+#if PYZO_LANES == 16
+  static PYZO_HD bool any_equal(U a, uint32_t b) {
+    return _mm512_cmpeq_epi32_mask((__m512i)a, _mm512_set1_epi32(int(b))) != 0;
+  }
+  static PYZO_HD F half_to_float(U codes) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)codes)); }
+  static PYZO_HD void store_half(uint16_t* p, F x) {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#else
+  static PYZO_HD bool any_equal(U a, uint32_t b) {
+    const __m256i equal = _mm256_cmpeq_epi32((__m256i)a, _mm256_set1_epi32(int(b)));
+    return !_mm256_testz_si256(equal, equal);
+  }
+  static PYZO_HD F half_to_float(U codes) {
+    const __m256i packed = _mm256_packus_epi32((__m256i)codes, (__m256i)codes);
+    return (F)_mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+  }
+  static PYZO_HD void store_half(uint16_t* p, F x) {
+    _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+  }
+#endif
 #endif
 };
 

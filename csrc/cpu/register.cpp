@@ -21,7 +21,8 @@ struct Cpu {
       for (; begin < end; ++i) {
         const TensorArgs& t = work.tensors[i];
         const int64_t stop = std::min(end, first[i + 1]);
-        isa.pass(args, t, work.dtypes[i], (begin - first[i]) * cpu::kTile, std::min((stop - first[i]) * cpu::kTile, t.n));
+        isa.pass(args, t, work.dtypes[i], (begin - first[i]) * cpu::kTile,
+                 std::min((stop - first[i]) * cpu::kTile, t.n));
         begin = stop;
       }
     });

@@ -10,7 +10,8 @@ namespace pyzo::cpu::PYZO_ISA {
 using F = Lanes::F;
 using U = Lanes::U;
 
-// One tile of noise, kTile elements from global index `start` (a multiple of kTile), only where [first, last) asks for it.
+// One tile of noise, kTile elements from global index `start` (a multiple of kTile), only where [first, last) asks for
+// it.
 constexpr int kVectors = int(kTile) / kLanes;
 
 struct alignas(64) Tile {
@@ -31,7 +32,8 @@ PYZO_HD void words_in_order(Source s, Stream stream, uint64_t block, F out[4]) {
 inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
   constexpr int64_t kStep = kNormalPerCounter * kLanes;
   for (int64_t i = first / kStep * kStep; i < last; i += kStep) {
-    const Words<U> w = field_words<Lanes>(s, kNormalStream, (start + uint64_t(i)) / kNormalPerCounter, Lanes::counter_offsets());
+    const Words<U> w =
+        field_words<Lanes>(s, kNormalStream, (start + uint64_t(i)) / kNormalPerCounter, Lanes::counter_offsets());
     F z[4];
     normal4<Lanes>(w, z);
     Lanes::transpose(z);
@@ -58,8 +60,10 @@ inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t las
 }
 
 inline void fill(int distribution, Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
-  if (distribution == kNormal) fill_normal(s, start, first, last, tile);
-  else fill_rademacher(s, start, first, last, tile);
+  if (distribution == kNormal)
+    fill_normal(s, start, first, last, tile);
+  else
+    fill_rademacher(s, start, first, last, tile);
 }
 
 inline void fill_bits(Source s, uint64_t start, int64_t first, int64_t last, RandomBits& out) {
@@ -95,8 +99,8 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
     if constexpr (kUpdate) g = c * noise.estimate.v[uint64_t(i) / kLanes];
     if constexpr (kPerturb) perturb = zp->v[uint64_t(i) / kLanes];
     if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
-    Lanes::store<T>(
-        to, at, pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s));
+    Lanes::store<T>(to, at,
+                    pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s));
   };
   const auto some = [&](int64_t i, int64_t from, int64_t to) {  // part of the vector at i
     alignas(64) char buffer[4 * kLanes] = {};
@@ -114,8 +118,8 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
 }
 
 template <Dtype T, bool kUndo, bool kUpdate, bool kPerturb>
-void apply_rounded(bool stochastic, const PassScalars& s, const TileNoise& noise, float scale, const char* src, char* dst,
-                   int64_t first, int64_t last) {
+void apply_rounded(bool stochastic, const PassScalars& s, const TileNoise& noise, float scale, const char* src,
+                   char* dst, int64_t first, int64_t last) {
   if constexpr (kUpdate && T != kFloat32) {
     if (stochastic) return apply<T, kUndo, kUpdate, kPerturb, true>(s, noise, scale, src, dst, first, last);
   }
@@ -123,8 +127,8 @@ void apply_rounded(bool stochastic, const PassScalars& s, const TileNoise& noise
 }
 
 template <Dtype T>
-void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key, int64_t row, const char* src, char* dst,
-              uint64_t global, int64_t n) {
+void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key, int64_t row, const char* src,
+              char* dst, uint64_t global, int64_t n) {
   constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
   const bool undo = a.undo >= 0, perturb = a.perturb >= 0;
   const bool stochastic = update && a.stochastic && T != kFloat32;
@@ -153,8 +157,10 @@ void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key
     if (undo && noise.u == &noise.undo && !(update && a.undo < a.directions))
       fill(a.distribution, {a.control.seed(a.undo), key}, start, first, last, noise.undo);
     if (perturb && noise.p == &noise.perturb) {
-      if (undo && a.perturb == a.undo) noise.p = noise.u;
-      else fill(a.distribution, {a.control.seed(a.perturb), key}, start, first, last, noise.perturb);
+      if (undo && a.perturb == a.undo)
+        noise.p = noise.u;
+      else
+        fill(a.distribution, {a.control.seed(a.perturb), key}, start, first, last, noise.perturb);
     }
     if (stochastic) fill_bits({a.control.rounding_seed(), key}, start, first, last, noise.rounding);
 
@@ -162,8 +168,10 @@ void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key
     char* to = dst + (done - first) * kSize;
     const int which = (undo ? 4 : 0) | (update ? 2 : 0) | (perturb ? 1 : 0);
     switch (which) {
-#define PYZO_CASE(bits, undo, update, perturb) \
-  case bits: apply_rounded<T, undo, update, perturb>(stochastic, s, noise, scale, from, to, first, last); break;
+#define PYZO_CASE(bits, undo, update, perturb)                                                   \
+  case bits:                                                                                     \
+    apply_rounded<T, undo, update, perturb>(stochastic, s, noise, scale, from, to, first, last); \
+    break;
       PYZO_CASE(0, false, false, false)
       PYZO_CASE(1, false, false, true)
       PYZO_CASE(2, false, true, false)
@@ -195,16 +203,19 @@ void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t 
   const PassScalars s(a, t.row);
   const bool update = updates(a);
   for_runs(t.shard, begin, end, [&](int64_t i, uint64_t global, int64_t n) {
-    pass_run<T>(a, s, update, t.key, t.row, static_cast<const char*>(t.src) + i * kSize, static_cast<char*>(t.dst) + i * kSize,
-                global, n);
+    pass_run<T>(a, s, update, t.key, t.row, static_cast<const char*>(t.src) + i * kSize,
+                static_cast<char*>(t.dst) + i * kSize, global, n);
   });
 }
 
 void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, int64_t begin, int64_t end) {
   switch (dtype) {
-    case kFloat32: return pass_tensor<kFloat32>(a, t, begin, end);
-    case kBFloat16: return pass_tensor<kBFloat16>(a, t, begin, end);
-    case kFloat16: return pass_tensor<kFloat16>(a, t, begin, end);
+    case kFloat32:
+      return pass_tensor<kFloat32>(a, t, begin, end);
+    case kBFloat16:
+      return pass_tensor<kBFloat16>(a, t, begin, end);
+    case kFloat16:
+      return pass_tensor<kFloat16>(a, t, begin, end);
   }
 }
 
@@ -229,9 +240,12 @@ void noise_tensor(Source source, Shard shard, int distribution, char* out, int64
 
 void noise(Source s, Shard shard, int distribution, Dtype dtype, void* out, int64_t begin, int64_t end) {
   switch (dtype) {
-    case kFloat32: return noise_tensor<kFloat32>(s, shard, distribution, static_cast<char*>(out), begin, end);
-    case kBFloat16: return noise_tensor<kBFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
-    case kFloat16: return noise_tensor<kFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
+    case kFloat32:
+      return noise_tensor<kFloat32>(s, shard, distribution, static_cast<char*>(out), begin, end);
+    case kBFloat16:
+      return noise_tensor<kBFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
+    case kFloat16:
+      return noise_tensor<kFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
   }
 }
 

@@ -29,16 +29,17 @@ struct Launch {
 };
 static_assert(sizeof(Launch) <= 32764);
 
-// What a pass does, as a template parameter: a set of these, for passes in which every direction that is named is the same one
-// (all passes of a step with one direction). kMany: any number of directions, what to do is read from the arguments.
+// What a pass does, as a template parameter: a set of these, for passes in which every direction that is named is the
+// same one (all passes of a step with one direction). kMany: any number of directions, what to do is read from the
+// arguments.
 enum Kind : int { kPerturbs = 1, kUpdates = 2, kUndoes = 4, kMany = 8 };
 
 // The scalars of one tensor in one pass, read from the control tensor when a block comes to the tensor.
 template <int kKind>
 struct Scalars {
   PassLanes<Lane> lanes;
-  uint64_t seed;         // of the only direction
-  float coefficient;     // of the only direction
+  uint64_t seed;      // of the only direction
+  float coefficient;  // of the only direction
   uint64_t rounding_seed;
 
   __device__ Scalars(const PassArgs& a, int64_t row)
@@ -50,10 +51,11 @@ struct Scalars {
   }
 };
 
-// The N values of a thread at once: what undo, the estimate and perturb need. sample(seed, z) writes N values of a direction.
+// The N values of a thread at once: what undo, the estimate and perturb need. sample(seed, z) writes N values of a
+// direction.
 template <int N, int kKind, class Sample>
-__device__ __forceinline__ void gather(const PassArgs& a, bool update, const Scalars<kKind>& s, int64_t row, const Sample& sample,
-                                       float undo[N], float g[N], float perturb[N]) {
+__device__ __forceinline__ void gather(const PassArgs& a, bool update, const Scalars<kKind>& s, int64_t row,
+                                       const Sample& sample, float undo[N], float g[N], float perturb[N]) {
   if constexpr (kKind != kMany) {
     sample(s.seed, undo);
 #pragma unroll
@@ -100,14 +102,16 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(const __grid_constant__ 
     const int64_t first_tile = launch.entries[e].first_tile;
     const int64_t end = e + 1 < launch.count ? launch.entries[e + 1].first_tile : launch.tiles;
     const Scalars<kKind> s(a, t.row);
-    const bool vectors = ((reinterpret_cast<uintptr_t>(t.src) | reinterpret_cast<uintptr_t>(t.dst)) & 15) == 0 && in_blocks(t.shard);
+    const bool vectors =
+        ((reinterpret_cast<uintptr_t>(t.src) | reinterpret_cast<uintptr_t>(t.dst)) & 15) == 0 && in_blocks(t.shard);
     for (; tile < end; tile += gridDim.x) {
       const int64_t origin = (tile - first_tile) * Layout<T>::kTile;
       const int64_t at[2] = {origin + Layout<T>::group(threadIdx.x, 0), origin + Layout<T>::group(threadIdx.x, 1)};
       if (vectors && at[1] + 4 <= t.n) {
         float w[8], undo[8], g[8], perturb[8];
         load8<T>(t.src, at, w);
-        const uint64_t global[2] = {t.shard.global(at[0]), T == kFloat32 ? t.shard.global(at[1]) : t.shard.global(at[0]) + 4};
+        const uint64_t global[2] = {t.shard.global(at[0]),
+                                    T == kFloat32 ? t.shard.global(at[1]) : t.shard.global(at[0]) + 4};
         gather<8, kKind>(
             a, update, s, t.row,
             [&](uint64_t seed, float z[8]) {
@@ -120,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(const __grid_constant__ 
           random = field_words<Lane>({s.rounding_seed, t.key}, kRoundingStream, global[0] / kRoundingPerCounter, 0u);
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          w[k] = element<T, kKind, kStochastic>(a, update, s.lanes, w[k], undo[k], g[k], perturb[k], half_of(random, k));
+          w[k] =
+              element<T, kKind, kStochastic>(a, update, s.lanes, w[k], undo[k], g[k], perturb[k], half_of(random, k));
         store8<T>(t.dst, at, w);
       } else {
 #pragma unroll 1
@@ -130,12 +135,14 @@ __global__ void __launch_bounds__(kThreads) pass_kernel(const __grid_constant__ 
           const uint64_t global = t.shard.global(i);
           float undo[1], g[1], perturb[1];
           gather<1, kKind>(
-              a, update, s, t.row, [&](uint64_t seed, float z[1]) { z[0] = noise1<kDistribution>({seed, t.key}, global); }, undo, g,
+              a, update, s, t.row,
+              [&](uint64_t seed, float z[1]) { z[0] = noise1<kDistribution>({seed, t.key}, global); }, undo, g,
               perturb);
           uint32_t random = 0;
           if constexpr (kStochastic)
-            random = half_of(field_words<Lane>({s.rounding_seed, t.key}, kRoundingStream, global / kRoundingPerCounter, 0u),
-                             int(global % kRoundingPerCounter));
+            random =
+                half_of(field_words<Lane>({s.rounding_seed, t.key}, kRoundingStream, global / kRoundingPerCounter, 0u),
+                        int(global % kRoundingPerCounter));
           const float w = widen<T>(static_cast<const Storage<T>*>(t.src)[i]);
           static_cast<Storage<T>*>(t.dst)[i] =
               narrow<T>(element<T, kKind, kStochastic>(a, update, s.lanes, w, undo[0], g[0], perturb[0], random));
@@ -163,7 +170,8 @@ __global__ void __launch_bounds__(kThreads) noise_kernel(Source s, Shard shard, 
 #pragma unroll 1
       for (int k = 0; k < 8; ++k) {
         const int64_t i = at[k / 4] + k % 4;
-        if (i < n) static_cast<Storage<T>*>(out)[i] = narrow<T>(to_storage<Lane, T>(noise1<kDistribution>(s, shard.global(i))));
+        if (i < n)
+          static_cast<Storage<T>*>(out)[i] = narrow<T>(to_storage<Lane, T>(noise1<kDistribution>(s, shard.global(i))));
       }
     }
   }
@@ -176,7 +184,9 @@ __global__ void philox_kernel(uint32_t* out, int64_t n, uint64_t seed, uint64_t 
 
 __global__ void begin_step_kernel(Control c) { pyzo::begin_step(c); }
 
-__global__ void estimate_two_sided_kernel(Control c, const double* losses, int64_t q) { pyzo::estimate_two_sided(c, losses, q); }
+__global__ void estimate_two_sided_kernel(Control c, const double* losses, int64_t q) {
+  pyzo::estimate_two_sided(c, losses, q);
+}
 
 // Blocks that fill the current device with this kernel, remembered per device.
 template <class Kernel>
@@ -209,7 +219,8 @@ int launch_pass(const Launch& launch, CUstream_st* stream) {
 int kind_of(const PassArgs& a) {
   const int j = a.directions == 1 ? 0 : a.undo >= 0 ? a.undo : a.perturb;
   const bool one = a.directions <= 1 && (a.undo < 0 || a.undo == j) && (a.perturb < 0 || a.perturb == j);
-  return one ? (a.undo >= 0 ? kUndoes : 0) | (a.directions > 0 ? kUpdates : 0) | (a.perturb >= 0 ? kPerturbs : 0) : kMany;
+  return one ? (a.undo >= 0 ? kUndoes : 0) | (a.directions > 0 ? kUpdates : 0) | (a.perturb >= 0 ? kPerturbs : 0)
+             : kMany;
 }
 
 template <Dtype T, int kDistribution, bool kStochastic>
@@ -217,14 +228,19 @@ int launch_kind(const Launch& launch, CUstream_st* stream) {
   const int kind = kind_of(launch.args);
   if constexpr (!kStochastic) {
     switch (kind) {
-      case kPerturbs: return launch_pass<T, kDistribution, false, kPerturbs>(launch, stream);
-      case kUndoes: return launch_pass<T, kDistribution, false, kUndoes>(launch, stream);
-      case kUndoes | kPerturbs: return launch_pass<T, kDistribution, false, kUndoes | kPerturbs>(launch, stream);
+      case kPerturbs:
+        return launch_pass<T, kDistribution, false, kPerturbs>(launch, stream);
+      case kUndoes:
+        return launch_pass<T, kDistribution, false, kUndoes>(launch, stream);
+      case kUndoes | kPerturbs:
+        return launch_pass<T, kDistribution, false, kUndoes | kPerturbs>(launch, stream);
     }
   }
   switch (kind) {
-    case kUpdates: return launch_pass<T, kDistribution, kStochastic, kUpdates>(launch, stream);
-    case kUndoes | kUpdates: return launch_pass<T, kDistribution, kStochastic, kUndoes | kUpdates>(launch, stream);
+    case kUpdates:
+      return launch_pass<T, kDistribution, kStochastic, kUpdates>(launch, stream);
+    case kUndoes | kUpdates:
+      return launch_pass<T, kDistribution, kStochastic, kUndoes | kUpdates>(launch, stream);
   }
   return launch_pass<T, kDistribution, kStochastic, kMany>(launch, stream);
 }
@@ -232,7 +248,8 @@ int launch_kind(const Launch& launch, CUstream_st* stream) {
 template <Dtype T, int kDistribution>
 int launch_rounding(const Launch& launch, CUstream_st* stream) {
   if constexpr (T != kFloat32) {
-    if (launch.args.stochastic && launch.args.directions > 0) return launch_kind<T, kDistribution, true>(launch, stream);
+    if (launch.args.stochastic && launch.args.directions > 0)
+      return launch_kind<T, kDistribution, true>(launch, stream);
   }
   return launch_kind<T, kDistribution, false>(launch, stream);
 }
@@ -248,7 +265,8 @@ int launch_noise(Source s, Shard shard, void* out, int64_t n, CUstream_st* strea
   static std::atomic<int> known[kMaxDevices];
   unsigned blocks;
   const auto kernel = noise_kernel<T, kDistribution>;
-  if (const int error = resident_blocks(kernel, known, (n + Layout<T>::kTile - 1) / Layout<T>::kTile, blocks)) return error;
+  if (const int error = resident_blocks(kernel, known, (n + Layout<T>::kTile - 1) / Layout<T>::kTile, blocks))
+    return error;
   kernel<<<blocks, kThreads, 0, stream>>>(s, shard, out, n);
   return cudaGetLastError();
 }
@@ -277,15 +295,22 @@ int pass(const PassArgs& args, const TensorArgs* tensors, size_t count, Dtype dt
 int noise(Source s, Shard shard, int distribution, Dtype dtype, void* out, int64_t n, CUstream_st* stream) {
   const bool normal = distribution == kNormal;
   switch (dtype) {
-    case kFloat32: return normal ? launch_noise<kFloat32, kNormal>(s, shard, out, n, stream) : launch_noise<kFloat32, kRademacher>(s, shard, out, n, stream);
-    case kBFloat16: return normal ? launch_noise<kBFloat16, kNormal>(s, shard, out, n, stream) : launch_noise<kBFloat16, kRademacher>(s, shard, out, n, stream);
-    case kFloat16: return normal ? launch_noise<kFloat16, kNormal>(s, shard, out, n, stream) : launch_noise<kFloat16, kRademacher>(s, shard, out, n, stream);
+    case kFloat32:
+      return normal ? launch_noise<kFloat32, kNormal>(s, shard, out, n, stream)
+                    : launch_noise<kFloat32, kRademacher>(s, shard, out, n, stream);
+    case kBFloat16:
+      return normal ? launch_noise<kBFloat16, kNormal>(s, shard, out, n, stream)
+                    : launch_noise<kBFloat16, kRademacher>(s, shard, out, n, stream);
+    case kFloat16:
+      return normal ? launch_noise<kFloat16, kNormal>(s, shard, out, n, stream)
+                    : launch_noise<kFloat16, kRademacher>(s, shard, out, n, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 int philox(uint32_t* out, int64_t n, uint64_t seed, uint64_t high, uint64_t block, CUstream_st* stream) {
-  philox_kernel<<<unsigned(std::min<int64_t>((n + kThreads - 1) / kThreads, 65535)), kThreads, 0, stream>>>(out, n, seed, high, block);
+  philox_kernel<<<unsigned(std::min<int64_t>((n + kThreads - 1) / kThreads, 65535)), kThreads, 0, stream>>>(
+      out, n, seed, high, block);
   return cudaGetLastError();
 }
 

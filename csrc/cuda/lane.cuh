@@ -12,16 +12,19 @@ namespace pyzo::cuda {
 struct Lane : Scalar {
   template <Dtype T>
   static __device__ __forceinline__ float round_nearest(float x) {
-    if constexpr (T == kFloat32) return x;
-    else if constexpr (T == kBFloat16) return __bfloat162float(__float2bfloat16_rn(x));
-    else return __half2float(__float2half_rn(x));
+    if constexpr (T == kFloat32)
+      return x;
+    else if constexpr (T == kBFloat16)
+      return __bfloat162float(__float2bfloat16_rn(x));
+    else
+      return __half2float(__float2half_rn(x));
   }
 };
 
 constexpr int kPerThread = 8;
 
-// Elements of a thread form two groups of four; where they lie in a block's tile depends on the size of an element, so that
-// every access is 16 bytes wide and neighbouring threads touch neighbouring 16 bytes.
+// Elements of a thread form two groups of four; where they lie in a block's tile depends on the size of an element, so
+// that every access is 16 bytes wide and neighbouring threads touch neighbouring 16 bytes.
 template <Dtype T>
 struct Layout {
   static constexpr int kTile = 256 * kPerThread;
@@ -35,22 +38,31 @@ using Storage = std::conditional_t<T == kFloat32, float, uint16_t>;
 
 template <Dtype T>
 __device__ __forceinline__ float widen(Storage<T> x) {
-  if constexpr (T == kFloat32) return x;
-  else if constexpr (T == kBFloat16) return bits<float>(uint32_t(x) << 16);
-  else if ((x & 0x7c00u) != 0x7c00u) return __half2float(__ushort_as_half(x));
-  else return widen_half<Scalar>(x);  // the conversion instruction would change a NaN's bits
+  if constexpr (T == kFloat32)
+    return x;
+  else if constexpr (T == kBFloat16)
+    return bits<float>(uint32_t(x) << 16);
+  else if ((x & 0x7c00u) != 0x7c00u)
+    return __half2float(__ushort_as_half(x));
+  else
+    return widen_half<Scalar>(x);  // the conversion instruction would change a NaN's bits
 }
 
 // x is representable in T.
 template <Dtype T>
 __device__ __forceinline__ Storage<T> narrow(float x) {
-  if constexpr (T == kFloat32) return x;
-  else if constexpr (T == kBFloat16) return uint16_t(bits<uint32_t>(x) >> 16);
-  else if (magnitude<Scalar>(x) < 0x7f800000u) return __half_as_ushort(__float2half_rn(x));
-  else return uint16_t(narrow_half<Scalar>(x));
+  if constexpr (T == kFloat32)
+    return x;
+  else if constexpr (T == kBFloat16)
+    return uint16_t(bits<uint32_t>(x) >> 16);
+  else if (magnitude<Scalar>(x) < 0x7f800000u)
+    return __half_as_ushort(__float2half_rn(x));
+  else
+    return uint16_t(narrow_half<Scalar>(x));
 }
 
-// The 8 elements of a thread whose groups both lie inside the tensor, aligned to 16 bytes. at[g]: local index of group g.
+// The 8 elements of a thread whose groups both lie inside the tensor, aligned to 16 bytes. at[g]: local index of group
+// g.
 template <Dtype T>
 __device__ __forceinline__ void load8(const void* base, const int64_t at[2], float w[8]) {
   if constexpr (T == kFloat32) {
@@ -85,8 +97,10 @@ __device__ __forceinline__ void store8(void* base, const int64_t at[2], const fl
     uint32_t words[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if constexpr (T == kBFloat16) words[k] = __byte_perm(bits<uint32_t>(w[2 * k]), bits<uint32_t>(w[2 * k + 1]), 0x7632);
-      else words[k] = uint32_t(narrow<T>(w[2 * k])) | uint32_t(narrow<T>(w[2 * k + 1])) << 16;
+      if constexpr (T == kBFloat16)
+        words[k] = __byte_perm(bits<uint32_t>(w[2 * k]), bits<uint32_t>(w[2 * k + 1]), 0x7632);
+      else
+        words[k] = uint32_t(narrow<T>(w[2 * k])) | uint32_t(narrow<T>(w[2 * k + 1])) << 16;
     }
     store16(static_cast<uint16_t*>(base) + at[0], words[0], words[1], words[2], words[3]);
   }

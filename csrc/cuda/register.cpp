@@ -13,7 +13,8 @@ namespace {
 // Selects the device of a tensor and calls launch(stream) on its current stream.
 template <class Launch>
 void on_stream(const Tensor& t, const Launch& launch) {
-  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA: the stream of ", describe(t), " is unknown");
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA: the stream of ", describe(t),
+                  " is unknown");
   torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
@@ -28,12 +29,15 @@ struct Cuda {
       for (size_t i = 0; i < work.tensors.size(); ++i)
         if (work.dtypes[i] == dtype) same.push_back(work.tensors[i]);
       if (same.empty()) continue;
-      on_stream(control, [&](CUstream_st* stream) { return cuda::pass(args, same.data(), same.size(), dtype, stream); });
+      on_stream(control,
+                [&](CUstream_st* stream) { return cuda::pass(args, same.data(), same.size(), dtype, stream); });
     }
   }
 
   static void noise(const Tensor& out, Source source, Shard shard, int distribution, Dtype dtype) {
-    on_stream(out, [&](CUstream_st* stream) { return cuda::noise(source, shard, distribution, dtype, out.data_ptr(), out.numel(), stream); });
+    on_stream(out, [&](CUstream_st* stream) {
+      return cuda::noise(source, shard, distribution, dtype, out.data_ptr(), out.numel(), stream);
+    });
   }
 
   static void philox(const Tensor& out, uint64_t seed, uint64_t high, uint64_t block) {

@@ -1,4 +1,4 @@
-"""The step that all zeroth-order optimizers share: probe, estimate, update, and take everything back if anything fails."""
+"""The step of all zeroth-order optimizers: probe, estimate, update, and take everything back if anything fails."""
 
 import math
 import warnings
@@ -37,7 +37,7 @@ class Last:
 
 
 class ZOOptimizer(torch.optim.Optimizer):
-    """Base of the zeroth-order optimizers; see `ZOSGD` for the arguments. `step` needs a closure that returns the loss."""
+    """Base of the zeroth-order optimizers; see `ZOSGD` for arguments. `step` needs a closure that returns the loss."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._prepare()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch, without its wrapper, which imports torch._dynamo and its tens of megabytes to keep compilation out of this function."""
+        """As in torch, but without its wrapper against compilation, which imports torch._dynamo: tens of megabytes."""
         add = torch.optim.Optimizer.add_param_group
         getattr(add, "__wrapped__", add)(self, param_group)
 
-    # What a step works on ---------------------------------------------------------------------------------------------------
+    # What a step works on ------------------------------------------------------------------------------------------
 
     def _check_group(self, index: int) -> tuple[float, float, float]:
         group = self.param_groups[index]
@@ -85,14 +85,18 @@ class ZOOptimizer(torch.optim.Optimizer):
             value = float(group[name])
             if not (math.isfinite(value) and (value > low if name == "eps" else value >= low)):
                 bound = "> 0" if name == "eps" else ">= 0"
-                raise ValueError(f"{name}: expected a finite number {bound}, got {group[name]!r} in parameter group {index}")
+                raise ValueError(
+                    f"{name}: expected a finite number {bound}, got {group[name]!r} in parameter group {index}"
+                )
             values.append(value)
         return values[0], values[1], values[2]
 
     def _prepare(self) -> Sweep:
         """The sweep over what is trained now; built anew when parameters moved, froze, or groups were added."""
         signature = [
-            (id(p), p.device, p.dtype, p.requires_grad, row) for row, group in enumerate(self.param_groups) for p in group["params"]
+            (id(p), p.device, p.dtype, p.requires_grad, row)
+            for row, group in enumerate(self.param_groups)
+            for p in group["params"]
         ]
         rows = len(self.param_groups)
         if self._sweep is None or signature != self._signature:
@@ -123,27 +127,28 @@ class ZOOptimizer(torch.optim.Optimizer):
             quantum = torch.finfo(loss.dtype).eps / 2  # of numbers in [1/2, 1)
             eps = self.param_groups[0]["eps"]
             warnings.warn(
-                f"closure returns a {loss.dtype} loss: between 0.5 and 1 such losses are {quantum:.2g} apart, so coefficients of the "
-                f"estimate are multiples of {quantum / (2 * eps):.2g} at eps={eps:g}. Compute the loss in float32.",
+                f"closure returns a {loss.dtype} loss: between 0.5 and 1 such losses are {quantum:.2g} apart, so "
+                f"coefficients are multiples of {quantum / (2 * eps):.2g} at eps={eps:g}. Compute the loss in float32.",
                 stacklevel=4,
             )
         return loss.detach().reshape(())
 
-    # The step ---------------------------------------------------------------------------------------------------------------
+    # The step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> torch.Tensor:  # type: ignore[override]
         """One zeroth-order step.
 
         Args:
-            closure: evaluates the loss at the current weights and returns it, a scalar tensor or number. It is called several
-                times under `torch.no_grad()`, each time with torch's generators in the same state, and must not call backward.
+            closure: evaluates the loss at the current weights and returns it, a scalar tensor or number. It is called
+                several times under `torch.no_grad()`, each time with torch's generators in the same state, and must
+                not call backward.
 
         Returns:
             The mean of the probe losses, a scalar tensor; nothing waits for the device.
 
-        Whatever is raised inside the closure (KeyboardInterrupt too) is raised again after weights, generators and the step
-        counter are back where they were. A loss that is not finite skips the update; `opt.skipped` counts.
+        Whatever is raised inside the closure (KeyboardInterrupt too) is raised again after weights, generators and the
+        step counter are back where they were. A loss that is not finite skips the update; `opt.skipped` counts.
         """
         if not callable(closure):
             raise TypeError(f"closure: expected a function that returns the loss, got {type(closure).__name__}")
@@ -187,14 +192,17 @@ class ZOOptimizer(torch.optim.Optimizer):
     def _count_grads(self) -> int:
         return sum(p.grad is not None for group in self.param_groups for p in group["params"])
 
-    # What the host may look at ----------------------------------------------------------------------------------------------
+    # What the host may look at -------------------------------------------------------------------------------------
 
     def _first(self) -> Control:
         return next(iter(self._controls.values()))
 
     def _report_skips(self, skipped: int) -> int:
         if skipped > self._warned_skips:
-            warnings.warn(f"{skipped - self._warned_skips} step(s) skipped: a loss was not finite ({skipped} in all)", stacklevel=3)
+            warnings.warn(
+                f"{skipped - self._warned_skips} step(s) skipped: a loss was not finite ({skipped} in all)",
+                stacklevel=3,
+            )
             self._warned_skips = skipped
         return skipped
 
@@ -216,7 +224,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         """The noise key of each trained parameter by name (without a name: its position)."""
         return {t.name: t.key for t in trained_tensors(self.param_groups)}
 
-    # Saving -----------------------------------------------------------------------------------------------------------------
+    # Saving --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and per-parameter state as in torch, and under "pyzo" the run: noise version, seed, counters, keys."""
@@ -237,7 +245,9 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(f"state_dict: expected noise version {NOISE_VERSION}, got {run['noise_version']}")
         if run["keys"] != self.keys():
             other = sorted(set(run["keys"].items()) ^ set(self.keys().items()))
-            raise ValueError(f"state_dict: expected the same trained parameters, got others, the first being {other[0][0]!r}")
+            raise ValueError(
+                f"state_dict: expected the same trained parameters, got others, the first being {other[0][0]!r}"
+            )
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "pyzo"})
         self._prepare()
         for control in self._controls.values():

@@ -1,4 +1,4 @@
-"""From what users hand to an optimizer (module, parameters, names, groups) to the list of trained tensors with noise keys."""
+"""From what users hand to an optimizer (module, parameters, names, groups) to trained tensors with noise keys."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,9 @@ def group_params(params: Params) -> tuple[list[Any], int | None]:
             raise ValueError(f"params: expected a module with parameters, got {type(params).__name__} without any")
         return named, sum(p.numel() * p.element_size() for _, p in named)
     if isinstance(params, torch.Tensor):
-        raise TypeError("params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor")
+        raise TypeError(
+            "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"
+        )
     return list(params), None
 
 
@@ -43,7 +45,9 @@ def trained_tensors(param_groups: list[dict[str, Any]]) -> list[Trained]:
             seen[id(tensor)] = name
             key = tensor_key(name)
             if key in names:
-                raise ValueError(f"params: expected names with keys of their own, got {name!r} and {names[key]!r} with the same")
+                raise ValueError(
+                    f"params: expected names with keys of their own, got {name!r} and {names[key]!r} with the same"
+                )
             names[key] = name
             trained.append(Trained(name, tensor, key, row))
     return trained

@@ -5,14 +5,14 @@ from pyzo.optim.base import Params, ZOOptimizer
 
 
 class ZOSGD(ZOOptimizer):
-    """w <- w - lr (g + weight_decay w), g = sum_k c_k z_k estimated from forward passes alone (MeZO, arXiv 2305.17333, alg. 1).
+    """w <- w - lr (g + weight_decay w), g = sum_k c_k z_k from forward passes alone (MeZO, arXiv 2305.17333, alg. 1).
 
-    Keeps no state: z_k is regenerated from its seed in every pass. A two-sided step with q directions makes 2 q forwards and
-    2 q + 1 passes over the trained weights.
+    Keeps no state: z_k is regenerated from its seed in every pass. A two-sided step with q directions makes 2 q
+    forwards and 2 q + 1 passes over the trained weights.
 
     Args:
-        params: a module (its parameters that require gradients), parameters, (name, parameter) pairs or parameter groups.
-            Names (a module has them) make the noise independent of the order of parameters.
+        params: a module (its parameters that require gradients), parameters, (name, parameter) pairs or parameter
+            groups. Names (a module has them) make the noise independent of the order of parameters.
         lr: learning rate; full fine-tuning of language models takes 1e-7 to 1e-6.
         eps: length of the probe; 1e-3 for full weights, 1e-2 for LoRA, 1e-1 for prefixes (arXiv 2305.17333).
         weight_decay: wd of the formula above, added to the estimate as in torch.optim.SGD.

@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_skips_the_update(bad, call):
         calls.append(None)
         return torch.tensor(bad) if len(calls) == call + 1 else finite_loss(model)
 
-    with pytest.warns(UserWarning, match="1 step.s. skipped: a loss was not finite"):
+    with pytest.warns(UserWarning, match=r"1 step.s. skipped: a loss was not finite"):
         opt.step(closure)
     assert_same(model, before)
     assert opt.skipped == 1
@@ -231,6 +231,8 @@ def test_numbers_and_16_bit_losses():
     model = torch.nn.Linear(4, 2)
     opt = ZOSGD(model, eps=1e-3)
     assert opt.step(lambda: 1.5).item() == 1.5
-    with pytest.warns(UserWarning, match="bfloat16 loss: between 0.5 and 1 such losses are 0.0039 apart.*multiples of 2 at eps=0.001"):
+    with pytest.warns(
+        UserWarning, match=r"bfloat16 loss: between 0.5 and 1 such losses are 0.0039 apart.*multiples of 2 at eps=0.001"
+    ):
         opt.step(lambda: finite_loss(model).bfloat16())
     opt.step(lambda: finite_loss(model).bfloat16())  # one warning only; pytest turns warnings into errors
