@@ -54,6 +54,7 @@ struct Scalar {
   }
   // a < b ? yes : no, for a and b below 2^31
   static PYZO_HD U below(U a, U b, U yes, U no) { return a < b ? yes : no; }
+  static PYZO_HD F sign_at_top(U x) { return bits<float>((x & 0x80000000u) | 0x3f800000u); }  // -1 or 1
   // a unless a equals b or either is NaN: keeps the bits of b (-0.0, NaN payloads) where nothing changed.
   static PYZO_HD F if_changed(F a, F b) { return (a < b || a > b) ? a : b; }
 };

@@ -7,7 +7,7 @@ namespace pyzo {
 // The sign in the top bit of a word, as a float.
 template <class L>
 PYZO_HD typename L::F sign_at_top(typename L::U word) {
-  return L::as_f((word & L::splat(0x80000000u)) | L::splat(0x3f800000u));
+  return L::sign_at_top(word);
 }
 
 }  // namespace pyzo

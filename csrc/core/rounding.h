@@ -6,6 +6,9 @@
 
 namespace pyzo {
 
+// kAnyNaN = false leaves out what only NaNs with payloads need: numbers, infinities and the NaN that arithmetic makes
+// (payload 0x400000, either sign) still pass. The passes may use it, since they keep the bits of a weight that is NaN
+// anyway.
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 template <class L>
@@ -13,7 +16,7 @@ PYZO_HD typename L::U magnitude(typename L::F x) {
   return L::as_u(x) & L::splat(0x7fffffffu);
 }
 
-template <class L, Dtype T>
+template <class L, Dtype T, bool kAnyNaN = true>
 PYZO_HD typename L::F round_nearest(typename L::F x) {
   using F = typename L::F;
   using U = typename L::U;
@@ -22,6 +25,7 @@ PYZO_HD typename L::F round_nearest(typename L::F x) {
   } else if constexpr (T == kBFloat16) {
     const U u = L::as_u(x);
     const U rounded = (u + L::splat(0x7fffu) + ((u >> 16) & L::splat(1u))) & L::splat(0xffff0000u);
+    if constexpr (!kAnyNaN) return L::as_f(rounded);
     return L::as_f(L::below(magnitude<L>(x), L::splat(0x7f800000u), rounded, u));
   } else {
     const U sign = L::as_u(x) & L::splat(0x80000000u), u = magnitude<L>(x);
@@ -60,13 +64,14 @@ PYZO_HD typename L::F widen_half(typename L::U code) {
 }
 
 // random: 16 bits.
-template <class L, Dtype T>
+template <class L, Dtype T, bool kAnyNaN = true>
 PYZO_HD typename L::F round_stochastic(typename L::F x, typename L::U random) {
   using U = typename L::U;
   static_assert(T != kFloat32, "float32 updates are rounded to nearest");
   const U u = magnitude<L>(x);
   if constexpr (T == kBFloat16) {
     const U rounded = (L::as_u(x) + random) & L::splat(0xffff0000u);
+    if constexpr (!kAnyNaN) return L::as_f(rounded);
     return L::as_f(L::below(u, L::splat(0x7f800000u), rounded, L::as_u(x)));
   } else {
     const U sign = L::as_u(x) & L::splat(0x80000000u);
@@ -87,7 +92,7 @@ PYZO_HD typename L::F to_storage(typename L::F x) {
   if constexpr (requires { L::template round_nearest<T>(x); })
     return L::template round_nearest<T>(x);
   else
-    return round_nearest<L, T>(x);
+    return round_nearest<L, T, false>(x);
 }
 
 }  // namespace pyzo

@@ -30,6 +30,7 @@ struct Lanes {
   static PYZO_HD I min(I a, I b) { return a < b ? a : b; }
   static PYZO_HD F positive_one(F x) { return (F)((I)(x > F{}) & (I)splat(0x3f800000u)); }
   static PYZO_HD U below(U a, U b, U yes, U no) { return (I)a < (I)b ? yes : no; }
+  static PYZO_HD F sign_at_top(U x) { return (I)x < (I)splat(0u) ? splat(-1.0f) : splat(1.0f); }
   static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
 
 #if PYZO_LANES == 16
@@ -153,6 +154,20 @@ struct Lanes {
       store_u16(p, narrow_half<Lanes>(x));
     }
   }
+  // Two neighbouring vectors; packing both at once is cheaper where lanes are narrowed in halves.
+  template <Dtype T>
+  static PYZO_HD void store2(void* base, int64_t i, F a, F b) {
+#if PYZO_LANES == 8
+    if constexpr (T == kBFloat16) {
+      const __m256i packed = _mm256_packus_epi32((__m256i)(as_u(a) >> 16), (__m256i)(as_u(b) >> 16));
+      _mm256_storeu_si256((__m256i*)(static_cast<uint16_t*>(base) + i), _mm256_permute4x64_epi64(packed, 0xD8));
+      return;
+    }
+#endif
+    store<T>(base, i, a);
+    store<T>(base, i + kLanes, b);
+  }
+
 #if PYZO_LANES > 4
   template <Dtype T>
     requires(T == kFloat16)

@@ -91,7 +91,7 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
   const Tile* const zp = noise.p;
   constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
   // src and dst point at the tile's element 0, which may lie before the tensor's first: only [first, last) is touched.
-  const auto one = [&](int64_t i, const void* from, void* to, int64_t at) {
+  const auto result = [&](int64_t i, const void* from, int64_t at) {  // of the vector at i
     const F w = Lanes::load<T>(from, at);
     F undo{}, g{}, perturb{};
     U random{};
@@ -99,13 +99,12 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
     if constexpr (kUpdate) g = c * noise.estimate.v[uint64_t(i) / kLanes];
     if constexpr (kPerturb) perturb = zp->v[uint64_t(i) / kLanes];
     if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
-    Lanes::store<T>(to, at,
-                    pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s));
+    return pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s);
   };
   const auto some = [&](int64_t i, int64_t from, int64_t to) {  // part of the vector at i
     alignas(64) char buffer[4 * kLanes] = {};
     __builtin_memcpy(buffer + (from - i) * kSize, src + from * kSize, (to - from) * kSize);
-    one(i, buffer, buffer, 0);
+    Lanes::store<T>(buffer, 0, result(i, buffer, 0));
     __builtin_memcpy(dst + from * kSize, buffer + (from - i) * kSize, (to - from) * kSize);
   };
   int64_t i = first / kLanes * kLanes;
@@ -113,7 +112,15 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
     some(i, first, last < i + kLanes ? last : i + kLanes);
     i += kLanes;
   }
-  for (; i + kLanes <= last; i += kLanes) one(i, src, dst, i);
+#pragma GCC unroll 2
+  for (; i + 2 * kLanes <= last; i += 2 * kLanes) {
+    const F a = result(i, src, i), b = result(i + kLanes, src, i + kLanes);
+    Lanes::store2<T>(dst, i, a, b);
+  }
+  if (i + kLanes <= last) {
+    Lanes::store<T>(dst, i, result(i, src, i));
+    i += kLanes;
+  }
   if (i < last) some(i, i, last);
 }
 
