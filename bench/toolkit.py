@@ -76,9 +76,15 @@ def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+KINDS = {1: "perturb", 2: "update", 4: "undo", 5: "undo+perturb", 6: "undo+update", 8: "many directions"}
+
+
 def short_name(mangled: str) -> str:
-    """A kernel's name with its template arguments: "pass_kernel bf16 normal 1 0" (flags in their order)."""
+    """A kernel's name with its template arguments, as in "pass_kernel bf16 normal stochastic undo+update"."""
     name = re.search(r"\d([a-z]+(?:_[a-z]+)*_kernel)", mangled)
-    dtypes = [DTYPES[code] for code in re.findall(r"5DtypeE(\d)E", mangled)]
-    distributions = [DISTRIBUTIONS[int(code)] for code in re.findall(r"Li(\d)E", mangled)]
-    return " ".join([name[1] if name else mangled, *dtypes, *distributions, *re.findall(r"Lb(\d)E", mangled)])
+    words = [name[1] if name else mangled]
+    words += [DTYPES[code] for code in re.findall(r"5DtypeE(\d)E", mangled)]
+    numbers = [int(code) for code in re.findall(r"Li(\d+)E", mangled)]  # distribution, then the kind of pass
+    words += [DISTRIBUTIONS[code] for code in numbers[:1]]
+    words += ["stochastic" if flag == "1" else "nearest" for flag in re.findall(r"Lb(\d)E", mangled)]
+    return " ".join([*words, *(KINDS[code] for code in numbers[1:])])
