@@ -198,7 +198,7 @@ SASS = """
 
 def test_sass_counts_the_paths_of_the_main_loop():
     ((name, code),) = sass.functions(SASS).items()
-    assert toolkit.short_name(name) == "pass_kernel bf16 normal 1"
+    assert toolkit.short_name(name) == "pass_kernel bf16 normal stochastic"
     assert sass.main_loop(sass.blocks(code), element_bytes=2) == (4, 6, 8)
 
 
