@@ -50,20 +50,21 @@ def output(*command: str) -> str:
 def cubin(architecture: int, folder: Path) -> Path:
     """Machine code of the kernels for one architecture, compiled with the flags of the build."""
     target = folder / f"kernels.{architecture}.cubin"
-    _compile(architecture, target)
+    compile_cubin(CUDA_SOURCE, architecture, target)
     return target
 
 
-def _compile(architecture: int, target: Path, *extra: str) -> str:
+def compile_cubin(source: str, architecture: int, target: Path, *extra: str) -> str:
+    """Compiles one file with the flags of the build; returns what nvcc prints."""
     lines = (ROOT / "csrc" / "nvcc.flags").read_text().splitlines()
     flags = [line for line in lines if line and not line.startswith("#")]
     real = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    return output(nvcc(), *flags, "-Icsrc", real, *extra, "-cubin", CUDA_SOURCE, "-o", str(target))
+    return output(nvcc(), *flags, "-Icsrc", real, *extra, "-cubin", source, "-o", str(target))
 
 
 def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     """Registers, stack and spilled bytes of every kernel, as ptxas reports them."""
-    report = _compile(architecture, folder / "kernels.cubin", "-Xptxas=-v")
+    report = compile_cubin(CUDA_SOURCE, architecture, folder / "kernels.cubin", "-Xptxas=-v")
     found = {}
     for part in report.split("Compiling entry function '")[1:]:
         stack, stores, loads = re.search(
