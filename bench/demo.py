@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # last, so that an in
 import torch
 import transformers
 
-from bench import demo_check, demo_data, demo_memory, demo_report
+from bench import demo_check, demo_data, demo_memory, demo_report, demo_rows
 from bench.demo_job import prepare, train_all
 from bench.demo_timing import time_steps
 from bench.demo_training import FULL, Settings
@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     }
     (options.output / "numbers.json").write_text(json.dumps(numbers, indent=1, default=str) + "\n", encoding="utf-8")
     print(f"\n{options.output}/loss.png and numbers.json written; {numbers['seconds']:.0f} s in all.")
+    if options.record:
+        print(f"rows -> {demo_rows.record(numbers, problem.name)}")
     if options.quick:
         print("--quick: too few steps to learn, not checked.")
         return 0
@@ -105,6 +107,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="folder of the picture and the numbers"
     )
+    parser.add_argument("--record", action="store_true", help="add rows to bench/results")
     parser.add_argument("--quick", action="store_true", help="4 steps on little text, no learning check: does it run?")
     options = parser.parse_args(arguments)
     if options.data is not None and options.task != "sst2":
@@ -112,6 +115,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("steps", "seeds", "batch_size"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+    if options.quick and options.record:
+        parser.error("--record: expected a full run, got --quick")
     if options.quick:
         options.steps = min(options.steps, 4)
     return options
