@@ -60,7 +60,7 @@ template <class L, Dtype T, bool kStochastic>
 PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::U random, const PassLanes<L>& s) {
   const typename L::F v = sgd<L>(w, g, s.group);
   if constexpr (kStochastic)
-    return round_stochastic<L, T, false>(v, random);
+    return round_stochastic<L, T, !L::kPlainNaN>(v, random);
   else
     return to_storage<L, T>(v);
 }

@@ -11,6 +11,7 @@ struct Scalar {
   using U = uint32_t;
   using I = int32_t;
   static constexpr int kWidth = 1;
+  static constexpr bool kPlainNaN = true;  // the NaN that arithmetic makes has payload 0x400000 and no more
 
   static PYZO_HD F splat(float x) { return x; }
   static PYZO_HD U splat(uint32_t x) { return x; }

@@ -6,9 +6,9 @@
 
 namespace pyzo {
 
-// kAnyNaN = false leaves out what only NaNs with payloads need: numbers, infinities and the NaN that arithmetic makes
-// (payload 0x400000, either sign) still pass. The passes may use it, since they keep the bits of a weight that is NaN
-// anyway.
+// kAnyNaN = false leaves out what only NaNs with long payloads need: numbers, infinities and a plain NaN (payload
+// 0x400000, either sign) still pass. Passes use it where arithmetic makes plain NaNs, since a weight that is NaN keeps
+// its bits anyway.
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 template <class L>
@@ -92,7 +92,7 @@ PYZO_HD typename L::F to_storage(typename L::F x) {
   if constexpr (requires { L::template round_nearest<T>(x); })
     return L::template round_nearest<T>(x);
   else
-    return round_nearest<L, T, false>(x);
+    return round_nearest<L, T, !L::kPlainNaN>(x);
 }
 
 }  // namespace pyzo

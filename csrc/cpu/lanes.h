@@ -12,6 +12,7 @@ struct Lanes {
   typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
   typedef int32_t I __attribute__((vector_size(4 * kLanes)));
   static constexpr int kWidth = kLanes;
+  static constexpr bool kPlainNaN = true;
 
   static PYZO_HD F splat(float x) { return x - F{}; }
   static PYZO_HD U splat(uint32_t x) { return x - U{}; }

@@ -10,6 +10,8 @@
 namespace pyzo::cuda {
 
 struct Lane : Scalar {
+  static constexpr bool kPlainNaN = false;  // it is 0x7fffffff on the device
+
   template <Dtype T>
   static __device__ __forceinline__ float round_nearest(float x) {
     if constexpr (T == kFloat32)
