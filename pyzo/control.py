@@ -15,7 +15,6 @@ class Control:
     def __init__(self, directions: int, rows: int, device: torch.device, seed: int):
         self.tensor = ops.control(directions, rows, device)
         self._doubles = self.tensor.view(torch.float64)
-        self._directions = directions
         self._rows: list[tuple[float, ...]] | None = None
         self.tensor[0, RUN_SEED] = ops.signed(seed)
 

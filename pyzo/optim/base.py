@@ -131,7 +131,8 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"coefficients are multiples of {quantum / (2 * eps):.2g} at eps={eps:g}. Compute the loss in float32.",
                 stacklevel=4,
             )
-        return loss.detach().reshape(())
+        loss = loss.detach().reshape(())
+        return loss if loss.is_floating_point() else loss.double()  # a count of errors is a loss too
 
     # The step ------------------------------------------------------------------------------------------------------
 
@@ -157,9 +158,9 @@ class ZOOptimizer(torch.optim.Optimizer):
             sweep = self._prepare()
             with_grad = self._count_grads()
             rewind = Rewound(set(self._controls))
+            self.store.open(sweep)  # allocates, so it may fail; nothing has begun yet
             for control in self._controls.values():
                 ops.begin_step_(control.tensor)
-            self.store.open(sweep)
 
             def loss_at(direction: int, sign: float) -> torch.Tensor:
                 self.store.move(direction, sign)

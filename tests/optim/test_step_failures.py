@@ -227,6 +227,30 @@ def test_backward_in_the_closure_is_refused():
         opt.step(lambda: finite_loss(model).backward())  # under no_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float64])
+def test_losses_need_not_be_differentiable(dtype):
+    model = torch.nn.Linear(4, 2)
+    losses = iter([3, 0])
+    loss = ZOSGD(model, lr=1e-3).step(lambda: torch.tensor(next(losses)).to(dtype))
+    assert loss.dtype == torch.float64
+    assert loss.item() == (0.5 if dtype == torch.bool else 1.5)
+
+
+def test_a_store_that_cannot_open_leaves_no_trace(monkeypatch):
+    model = special_model(torch.bfloat16)
+    opt = ZOSGD(model, store="snapshot")
+    before, state = bits(model), opt.state_dict()
+
+    def full(sweep):
+        raise MemoryError("no room for the copy")
+
+    monkeypatch.setattr(opt.store, "open", full)
+    with pytest.raises(MemoryError, match="no room"):
+        opt.step(lambda: finite_loss(model))
+    assert_same(model, before)
+    assert opt.state_dict() == state
+
+
 def test_numbers_and_16_bit_losses():
     model = torch.nn.Linear(4, 2)
     opt = ZOSGD(model, eps=1e-3)
