@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyzo
-from bench.baselines import EagerMeZO
 from bench.demo_model import Classifier, Examples
 from bench.demo_training import Settings, parameter_groups
+from pyzo.baselines import EagerMeZO
 
 WARMUP = 2  # rounds
 Step = Callable[[Callable[[], Tensor]], Tensor]

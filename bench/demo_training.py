@@ -11,9 +11,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import pyzo
-from bench.baselines import EagerMeZO, backprop_step
 from bench.demo_check import Score
 from bench.demo_model import Classifier, Examples
+from pyzo.baselines import EagerMeZO, backprop_step
 
 Item = TypeVar("Item")
 FULL, HEAD, BACKPROP = "ZO-SGD, all parameters", "ZO-SGD, head only", "backprop (AdamW), all parameters"

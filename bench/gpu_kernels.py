@@ -2,11 +2,12 @@
 
 import torch
 
-from bench import baselines, gpu_stage
+from bench import gpu_stage
 from bench.cases import shapes
-from bench.harness import Provider, Recorder, against, interleave, speedup, summary
+from bench.harness import Recorder, against, speedup, summary
 from bench.pass_kinds import DISTRIBUTIONS, EPS, PassKinds
-from pyzo import ops
+from pyzo import baselines, ops
+from pyzo.timing import Provider, interleave
 
 NBYTES = {True: 1 << 14, False: 4 << 30}  # of weights; dry run, real
 REPEATS = {True: 2, False: 15}

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import pyzo
-from bench.baselines import EagerMeZO
-from bench.harness import Provider, Recorder, against, interleave, speedup, summary
+from bench.harness import Recorder, against, speedup, summary
 from bench.pass_kinds import DISTRIBUTIONS, PassKinds
+from pyzo.baselines import EagerMeZO
+from pyzo.timing import Provider, interleave
 
 LR, EPS = 1e-7, 1e-3
 Loss = Callable[[nn.Module], torch.Tensor]

@@ -51,7 +51,7 @@ inline void check_same_device(const Tensor& t, const Tensor& control, const std:
 inline Control check_control(const Tensor& t) {
   const bool ok = t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.dim() == 2 &&
                   t.size(0) > Control::kLines && t.size(1) > Control::kHeader && t.size(1) % 2 == 0;
-  STD_TORCH_CHECK(ok, "control: expected a contiguous int64 matrix [3 + rows, 8 + 2 * directions], got ", describe(t));
+  STD_TORCH_CHECK(ok, "control: expected a contiguous int64 matrix [3 + rows, 16 + 2 * directions], got ", describe(t));
   return {static_cast<int64_t*>(t.data_ptr()), (t.size(1) - Control::kHeader) / 2, t.size(0) - Control::kLines};
 }
 
@@ -94,19 +94,24 @@ inline std::vector<Span> spans(const std::vector<Tensor>& list) {
   return out;
 }
 
-// No two destinations share memory, and a source shares memory with its own destination only, and then with all of it.
-inline void check_overlap(const std::vector<Tensor>& src, const std::vector<Tensor>& dst) {
-  const std::vector<Span> to = spans(dst);
+// No two tensors that are written share memory, and a source shares memory with its own destination only, and then
+// with all of it.
+inline void check_overlap(const std::vector<Tensor>& src, const std::vector<Tensor>& dst,
+                          const std::vector<Tensor>& state) {
+  std::vector<Tensor> written = dst;
+  written.insert(written.end(), state.begin(), state.end());
+  const auto name = [&](size_t i) { return i < dst.size() ? at("dst", i) : at("state", i - dst.size()); };
+  const std::vector<Span> to = spans(written);
   for (size_t k = 1; k < to.size(); ++k)
-    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, at("dst", to[k].index),
-                    ": expected memory of its own, got a tensor that overlaps ", at("dst", to[k - 1].index));
+    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, name(to[k].index),
+                    ": expected memory of its own, got a tensor that overlaps ", name(to[k - 1].index));
   for (const Span& from : spans(src)) {
     auto hit = std::upper_bound(to.begin(), to.end(), from);
     if (hit != to.begin() && (hit - 1)->end > from.begin) --hit;
     for (; hit != to.end() && hit->begin < from.end; ++hit)
       STD_TORCH_CHECK(hit->index == from.index && hit->begin == from.begin, at("src", from.index),
                       ": expected memory apart from the destinations or that of its own, got a tensor that overlaps ",
-                      at("dst", hit->index));
+                      name(hit->index));
   }
 }
 

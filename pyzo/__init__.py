@@ -11,6 +11,7 @@ import importlib.util
 # Public name -> the module that it is, or that defines it.
 _NAMES = {
     "estimators": "pyzo.estimators",
+    "masks": "pyzo.masks",
     "noise": "pyzo.field",
     "ops": "pyzo.ops",
     "optim": "pyzo.optim",

@@ -1,4 +1,4 @@
-"""`python -m pyzo info`: this build, the devices and the operators."""
+"""`python -m pyzo info`: this build, devices, operators. `python -m pyzo bench`: pyzo beside plain torch."""
 
 import argparse
 import json
@@ -59,8 +59,19 @@ def torch_lines() -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pyzo", description="About pyzo on this machine.")
-    parser.add_argument("command", choices=["info"], help="info: this build, the devices and the operators")
-    parser.parse_args()
+    parser.add_argument(
+        "command",
+        choices=["info", "bench"],
+        help="info: this build, the devices and the operators; bench: pyzo beside plain torch, in under two minutes "
+        "(bench --help for its options)",
+    )
+    options = parser.parse_args(sys.argv[1:2])
+    if options.command == "bench":
+        from pyzo import bench
+
+        return bench.main(sys.argv[2:])
+    if sys.argv[2:]:
+        parser.error(f"info takes no arguments, got {sys.argv[2:]}")
     print("\n".join([*build_lines(), *host_lines(), *torch_lines()]))
     return 0
 

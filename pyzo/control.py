@@ -1,12 +1,33 @@
 """The control tensor of a device: what a pass needs that changes from step to step, laid out as csrc/core/control.h."""
 
+from typing import NamedTuple
+
 import torch
 
 from pyzo import ops
 
 LINES = 3
-OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED = range(6)
-LR, EPS, WEIGHT_DECAY, COEFFICIENTS = range(4)
+OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE = range(7)
+LR, EPS, WEIGHT_DECAY, BETA1, BETA2, DAMPENING, RULE_EPS, OPTION = range(8)  # float64
+BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED = range(8, 15)
+COEFFICIENTS = 16
+KEEP_ALL = 65536
+
+
+class Row(NamedTuple):
+    """What the host sets of a row: the scalars that some tensors share."""
+
+    lr: float
+    eps: float
+    weight_decay: float = 0.0
+    beta1: float = 0.0  # also: momentum
+    beta2: float = 0.0
+    dampening: float = 0.0
+    rule_eps: float = 0.0
+    option: float = 0.0  # Nesterov; decoupled decay
+    born: int = 0  # how many updates were applied before the row's tensors joined
+    keep: int = KEEP_ALL  # of 65536: how much a mask keeps
+    refresh: int = 1  # steps that a mask lasts
 
 
 class Control:
@@ -15,18 +36,32 @@ class Control:
     def __init__(self, directions: int, rows: int, device: torch.device, seed: int):
         self.tensor = ops.control(directions, rows, device)
         self._doubles = self.tensor.view(torch.float64)
-        self._rows: list[tuple[float, ...]] | None = None
+        self._directions = directions
+        self._rows: list[Row] | None = None
         self.tensor[0, RUN_SEED] = ops.signed(seed)
 
     @property
     def device(self) -> torch.device:
         return self.tensor.device
 
-    def write_rows(self, rows: list[tuple[float, float, float]]) -> None:
-        """Set (lr, eps, weight decay) of every row; a no-op when nothing changed."""
-        if rows != self._rows:
-            self._doubles[LINES:, :COEFFICIENTS].copy_(torch.tensor(rows, dtype=torch.float64), non_blocking=True)
-            self._rows = rows
+    def write_rows(self, rows: list[Row]) -> None:
+        """Set the scalars of every row; a no-op when nothing changed."""
+        if rows == self._rows:
+            return
+        words = torch.zeros(len(rows), MASK_SEED, dtype=torch.int64)
+        words.view(torch.float64)[:, :BORN] = torch.tensor([row[:BORN] for row in rows], dtype=torch.float64)
+        words[:, BORN] = torch.tensor([row.born for row in rows])
+        words[:, KEEP:] = torch.tensor([(row.keep, row.refresh) for row in rows])
+        self.tensor[LINES:, :MASK_SEED].copy_(words, non_blocking=True)
+        self._rows = list(rows)
+
+    def remember(self) -> torch.Tensor:
+        """A copy of seed and counters on the device, for `recall`."""
+        return self.tensor[0].clone()
+
+    def recall(self, header: torch.Tensor) -> None:
+        """Undo the counting of a step that failed, without waiting for the device."""
+        self.tensor[0].copy_(header)
 
     def read_header(self) -> dict[str, int]:
         """Run seed and counters, as `write_header` takes them."""
@@ -42,15 +77,18 @@ class Control:
         for word, name in ((RUN_SEED, "seed"), (DRAW, "draw"), (APPLIED, "applied"), (SKIPPED, "skipped")):
             self.tensor[0, word] = ops.signed(header[name])
 
-    def take_back_draw(self) -> None:
-        """Undo the counting of a step that was begun and failed, without waiting for the device."""
-        self.tensor[0, DRAW].sub_(1)
-
     def read_skipped(self) -> int:
         return int(self.tensor[0, SKIPPED])
 
+    def read_choice(self) -> int:
+        return int(self._doubles[0, CHOICE])
+
     def read_losses(self, count: int) -> torch.Tensor:
         return self._doubles[2, :count].cpu()
+
+    def read_candidates(self) -> torch.Tensor:
+        first = 2 * self._directions + 1
+        return self._doubles[2, first : first + 3].cpu()
 
     def read_coefficients(self, count: int) -> torch.Tensor:
         return self._doubles[LINES:, COEFFICIENTS : COEFFICIENTS + count].cpu()

@@ -1,39 +1,117 @@
 """Estimators: which points of a step are probed, and how losses become coefficients of the seeded gradient."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
 from pyzo import ops
 
-Probe = Callable[[int, float], torch.Tensor]
+TWO_SIDED, ONE_SIDED, FORWARD = 0, 1, 2  # kinds of ops.estimate_
+PLAIN, STD, SIGNS = 0, 1, 2  # its scalings
+
+
+class Points(Protocol):
+    """What a step offers to its estimator. Every method calls the user's closure once; scalar tensors come back."""
+
+    def here(self) -> torch.Tensor:
+        """l(w)."""
+
+    def at(self, direction: int, sign: float) -> torch.Tensor:
+        """l(w + sign eps z_k)."""
+
+    def along(self, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """l(w) and its derivative along z_k, by forward-mode differentiation."""
 
 
 @dataclass(frozen=True)
-class TwoSided:
-    """SPSA with 2 q forwards: g = 1/q sum_k (l(w + eps z_k) - l(w - eps z_k)) / (2 eps) z_k.
-
-    Source: MeZO, arXiv 2305.17333, definition 1 and n-SPSA; the ZO-SGD of arXiv 2402.11592.
+class Estimator:
+    """An estimate g = sum_k c_k z_k from q directions.
 
     Args:
-        q: how many directions a step averages, >= 1.
+        q: how many directions a step uses, >= 1.
     """
 
     q: int = 1
+    kind: ClassVar[int]
+    loss_here: ClassVar[bool]  # whether the first of its losses is l(w)
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int) or isinstance(self.q, bool) or self.q < 1:
             raise ValueError(f"q: expected an integer >= 1, got {self.q!r}")
 
     @property
-    def directions(self) -> int:
-        return self.q
+    def scaling(self) -> int:
+        return PLAIN
 
-    def probe(self, loss_at: Probe) -> list[torch.Tensor]:
-        """The losses in the order that `estimate_` takes them; `loss_at(k, sign)` evaluates at w + sign eps z_k."""
-        return [loss_at(k, sign) for k in range(self.q) for sign in (1.0, -1.0)]
+    def probe(self, points: Points) -> list[torch.Tensor]:
+        """The losses in the order that `estimate_` takes them."""
+        raise NotImplementedError
 
-    def estimate_(self, control: torch.Tensor, losses: torch.Tensor) -> None:
-        """Write the coefficients (or a skip) into a control tensor, from float64 losses on its device."""
-        ops.estimate_two_sided_(control, losses)
+    def estimate_(self, control: torch.Tensor, losses: torch.Tensor, *, signs: bool = False) -> None:
+        """Write the coefficients (or a skip) into a control tensor, from float64 losses on its device.
+
+        `signs` keeps only the sign of what was measured along each direction: c_k = +-1 / q.
+        """
+        ops.estimate_(control, losses, kind=self.kind, q=self.q, scaling=SIGNS if signs else self.scaling)
+
+
+@dataclass(frozen=True)
+class TwoSided(Estimator):
+    """SPSA with 2 q forwards: g = 1/q sum_k (l(w + eps z_k) - l(w - eps z_k)) / (2 eps) z_k.
+
+    Source: MeZO, arXiv 2305.17333, definition 1 and n-SPSA; the ZO-SGD of arXiv 2402.11592.
+    """
+
+    kind = TWO_SIDED
+    loss_here = False
+
+    def probe(self, points: Points) -> list[torch.Tensor]:
+        return [points.at(k, sign) for k in range(self.q) for sign in (1.0, -1.0)]
+
+
+@dataclass(frozen=True)
+class OneSided(Estimator):
+    """Forward differences with q + 1 forwards: g = 1/q sum_k (l(w + eps z_k) - l(w)) / eps z_k, l(w) shared by all.
+
+    With `normalize="std"` the differences are divided by the sample standard deviation of the q losses instead of eps:
+    with Rademacher directions FZOO's step, g = sum_k (l_k - l_0) / (q std) z_k (arXiv 2506.09034). Losses without any
+    spread skip the step.
+
+    Args:
+        q: how many directions a step uses, >= 1; >= 2 with `normalize`.
+        normalize: None or "std".
+    """
+
+    normalize: str | None = None
+    kind = ONE_SIDED
+    loss_here = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalize not in (None, "std"):
+            raise ValueError(f"normalize: expected None or 'std', got {self.normalize!r}")
+        if self.normalize == "std" and self.q < 2:
+            raise ValueError(f"q: expected >= 2 directions to take a standard deviation of, got {self.q}")
+
+    @property
+    def scaling(self) -> int:
+        return STD if self.normalize == "std" else PLAIN
+
+    def probe(self, points: Points) -> list[torch.Tensor]:
+        return [points.here(), *(points.at(k, 1.0) for k in range(self.q))]
+
+
+@dataclass(frozen=True)
+class ForwardGrad(Estimator):
+    """Forward gradient: g = 1/q sum_k <grad l(w), z_k> z_k, exact in eps, by q forward-mode evaluations.
+
+    Needs memory for one tangent per trained weight. Source: the Forward-Grad of arXiv 2402.11592 (arXiv 2202.08587).
+    The losses of a step are l(w) and the derivative, in turn for each direction.
+    """
+
+    kind = FORWARD
+    loss_here = True
+
+    def probe(self, points: Points) -> list[torch.Tensor]:
+        return [value for k in range(self.q) for value in points.along(k)]

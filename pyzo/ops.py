@@ -13,6 +13,8 @@ torch.ops.load_library(_LIBRARY)
 _ops = torch.ops.pyzo
 
 DISTRIBUTIONS = {"normal": 0, "rademacher": 1}
+RULES = {"sgd": 0, "sign": 1, "momentum": 2, "adam": 3}
+STATES = {"sgd": 0, "sign": 0, "momentum": 1, "adam": 2}  # numbers that a rule keeps per weight
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -20,7 +22,7 @@ def _nothing(*args: object) -> None:
     """Fake of an operator that only writes into its arguments."""
 
 
-for _name in ("pass_", "noise_", "philox_", "begin_step_", "estimate_two_sided_"):
+for _name in ("pass_", "noise_", "philox_", "begin_step_", "estimate_", "choose_"):
     torch.library.register_fake(f"pyzo::{_name}", _nothing)
 
 
@@ -47,37 +49,68 @@ def distribution_code(name: str) -> int:
 
 
 def control(directions: int, rows: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """An empty control tensor: int64 [3 + rows, 8 + 2 directions], laid out as csrc/core/control.h says."""
-    return torch.zeros(3 + rows, 8 + 2 * directions, dtype=torch.int64, device=device)
+    """An empty control tensor: int64 [3 + rows, 16 + 2 directions], laid out as csrc/core/control.h says."""
+    return torch.zeros(3 + rows, 16 + 2 * directions, dtype=torch.int64, device=device)
 
 
 def pass_(
     src: list[torch.Tensor],
     dst: list[torch.Tensor],
+    state: list[torch.Tensor],
     table: torch.Tensor,
     control: torch.Tensor,
     *,
     distribution: int,
     undo: int = -1,
     undo_sign: float = 0.0,
+    rule: int = 0,
     directions: int = 0,
+    update_sign: float = 1.0,
+    chosen: bool = False,
+    retract: bool = False,
     perturb: int = -1,
     perturb_sign: float = 0.0,
     stochastic: bool = False,
+    masked: bool = False,
 ) -> None:
     """One sweep over tensors of one device (DESIGN.md section 4): undo, then update, then perturb, each element once.
 
     Args:
         src: where the weights are read; empty: from `dst`.
         dst: contiguous float32, bfloat16 or float16 tensors, any shapes, none sharing memory.
+        state: what the rule keeps, float32 or bfloat16: its first state for every tensor of `dst`, then its second.
         table: int64 [len(dst), 5] on the CPU: key, base, inner, stride (the shard), row of `control`.
-        control: int64 [3 + rows, 8 + 2 directions] on the tensors' device (csrc/core/control.h).
+        control: int64 [3 + rows, 16 + 2 directions] on the tensors' device (csrc/core/control.h).
         undo: direction whose perturbation is taken back by adding undo_sign * eps * z, or -1.
+        rule: a number of RULES.
         directions: how many directions, from 0 on, the update sums; 0: no update.
+        update_sign: factor of lr.
+        chosen: multiply lr by the control tensor's choice (1, -1 or 0), too.
+        retract: round stochastically with the complement of the random bits, which takes back the same update with the
+            other sign exactly, but where it crossed a power of two.
         perturb: direction that is added last, times perturb_sign * eps, or -1.
-        stochastic: round the update of 16-bit weights stochastically.
+        stochastic: round the update of 16-bit weights and states stochastically.
+        masked: leave elements alone that are outside the mask of their row.
     """
-    _ops.pass_(src, dst, table, control, distribution, undo, undo_sign, directions, perturb, perturb_sign, stochastic)
+    _ops.pass_(
+        src,
+        dst,
+        state,
+        table,
+        control,
+        distribution,
+        undo,
+        undo_sign,
+        rule,
+        directions,
+        update_sign,
+        chosen,
+        retract,
+        perturb,
+        perturb_sign,
+        stochastic,
+        masked,
+    )
 
 
 def noise_(out: torch.Tensor, *, seed: int, key: int, base: int, inner: int, stride: int, distribution: int) -> None:
@@ -90,9 +123,22 @@ def begin_step_(control: torch.Tensor) -> None:
     _ops.begin_step_(control)
 
 
-def estimate_two_sided_(control: torch.Tensor, losses: torch.Tensor) -> None:
-    """Coefficients (l+ - l-) / (2 eps q) of each row, or a cleared ok, from float64 losses [2 q]: l+, l- in turn."""
-    _ops.estimate_two_sided_(control, losses)
+def estimate_(control: torch.Tensor, losses: torch.Tensor, *, kind: int, q: int, scaling: int) -> None:
+    """Coefficients of q directions in each row, or a cleared ok, from float64 losses (csrc/core/control.h).
+
+    Args:
+        control: as `pass_` takes it.
+        losses: float64 vector in order of evaluation; those that the kind does not need are only watched.
+        kind: 0 two-sided (l+, l- in turn), 1 one-sided (l(w), then l+), 2 forward (l(w), derivative in turn).
+        q: how many directions.
+        scaling: 0 plain, 1 by the standard deviation of the losses (one-sided, q >= 2), 2 signs only.
+    """
+    _ops.estimate_(control, losses, kind, q, scaling)
+
+
+def choose_(control: torch.Tensor, losses: torch.Tensor) -> None:
+    """Which of w, w - lr g, w + lr g a conservative step ends at, from the float64 losses [3] there."""
+    _ops.choose_(control, losses)
 
 
 def isas() -> list[str]:

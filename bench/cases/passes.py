@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from bench import baselines
 from bench.cases import shapes
-from bench.harness import Provider, Recorder, Samples, against, interleave, speedup, summary
+from bench.harness import Recorder, against, speedup, summary
 from bench.pass_kinds import DISTRIBUTIONS, PassKinds
+from pyzo import baselines
+from pyzo.timing import Provider, Samples, interleave
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Least ratio to the eager line `p.data = p.data + c * z * eps`, by what the pass does (issue 2, DESIGN.md section 9).
@@ -38,7 +39,7 @@ def compare(recorder: Recorder, name: str, sizes: list[shapes.Shape], dtype: tor
     tensors = [torch.empty(size, dtype=dtype, device=recorder.device).normal_(0, 0.02) for size in sizes]
     calls: dict[tuple[str, str], Callable[[], object]] = {
         ("eager", "perturb"): lambda: baselines.eager_perturb_(tensors, EPS, 1.0, SEED),
-        ("eager", "update"): lambda: baselines.eager_update_(tensors, lr=1e-6, coefficient=1.0, seed=SEED),
+        ("eager", "update"): lambda: baselines.eager_update_(tensors, lr=1e-6, coefficients=[1.0], seeds=[SEED]),
         ("eager foreach", "perturb"): lambda: baselines.foreach_perturb_(tensors, EPS, 1.0, SEED),
         ("torch add_", "ceiling"): lambda: [tensor.add_(1e-5) for tensor in tensors],
     }

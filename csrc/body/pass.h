@@ -1,14 +1,16 @@
 #pragma once
 // What a pass does to one element (or one vector of elements): undo, update, perturb, in this order, each rounded to
 // storage.
-//   undo     w <- round(w + undo_scale z_u)         takes back an in-place perturbation
-//   update   w <- round(rule(w, g)), g = sum_j c_j z_j
+//   undo     w <- round(w + undo_scale z_u)                   takes back an in-place perturbation
+//   update   w, state <- round(rule(w, g, state)), g = sum_j c_j z_j
 //   perturb  w <- round(w + perturb_scale z_p)
-// The drivers in cpu/ and cuda/ supply the noise and move the data.
+// An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. The drivers in cpu/ and cuda/ supply the noise and move the data.
 #include "core/control.h"
 #include "core/rounding.h"
 
 namespace pyzo {
+
+constexpr int kMaxStates = 2;
 
 // One pass over a list of tensors; the same for every tensor. Negative directions mean "none".
 struct PassArgs {
@@ -16,36 +18,48 @@ struct PassArgs {
   int distribution;
   int undo;            // direction to take back
   float undo_sign;     // times the row's eps
+  int rule;            // of the update
   int directions;      // update with directions 0..directions-1; 0: no update
+  float update_sign;   // times the row's lr
+  bool chosen;         // times the choice of a conservative step, too
+  bool retract;        // rounds so that the same update with the other sign is taken back
   int perturb;         // direction to add at the end
   float perturb_sign;  // times the row's eps
-  bool stochastic;     // round updates of 16-bit weights stochastically
+  bool stochastic;     // round updates of 16-bit weights and states stochastically
+  bool masked;         // heed the masks of the rows
 };
 
 struct TensorArgs {
   const void* src;
   void* dst;
+  void* state[kMaxStates];
   int64_t n;
   uint64_t key;
   Shard shard;
   int64_t row;  // of the control tensor
 };
 
-// The scalars of one tensor in one pass.
-struct PassScalars {
-  Group group;
-  float undo_scale, perturb_scale;
-  PYZO_HD PassScalars(const PassArgs& a, int64_t row)
-      : group(a.control.group(row)), undo_scale(a.undo_sign * group.eps), perturb_scale(a.perturb_sign * group.eps) {}
+// A row's scalars as the update of this pass takes them.
+PYZO_HD Group group_of(const PassArgs& a, int64_t row) {
+  Group group = a.control.group(row);
+  group.lr *= double(a.update_sign);
+  if (a.chosen) group.lr *= a.control.choice();
+  return group;
+}
+
+// The scalars of one tensor in one pass, ready for lanes.
+template <class L, int kRule>
+struct PassLanes {
+  typename RuleOf<L, kRule>::type rule;
+  typename L::F undo_scale, perturb_scale;
+  PYZO_HD PassLanes(const PassArgs& a, int64_t row)
+      : rule(group_of(a, row)),
+        undo_scale(L::splat(a.undo_sign * float(a.control.row(row)[Control::kEps]))),
+        perturb_scale(L::splat(a.perturb_sign * float(a.control.row(row)[Control::kEps]))) {}
 };
 
-template <class L>
-struct PassLanes {
-  GroupLanes<L> group;
-  typename L::F undo_scale, perturb_scale;
-  explicit PYZO_HD PassLanes(const PassScalars& s)
-      : group(s.group), undo_scale(L::splat(s.undo_scale)), perturb_scale(L::splat(s.perturb_scale)) {}
-};
+// An element is trained where its 16 mask bits are below this.
+PYZO_HD uint32_t keep_of(const PassArgs& a, int64_t row) { return a.masked ? a.control.keep(row) : kKeepAll; }
 
 // A skipped step (ok = 0) still undoes and perturbs, but does not update.
 PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }
@@ -56,23 +70,27 @@ PYZO_HD typename L::F add_noise(typename L::F w, typename L::F z, typename L::F 
   return to_storage<L, T>(L::fma(scale, z, w));
 }
 
+// A new weight or state, rounded to its storage.
 template <class L, Dtype T, bool kStochastic>
-PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::U random, const PassLanes<L>& s) {
-  const typename L::F v = sgd<L>(w, g, s.group);
-  if constexpr (kStochastic)
+PYZO_HD typename L::F round_update(typename L::F v, typename L::U random) {
+  if constexpr (kStochastic && T != kFloat32)
     return round_stochastic<L, T, !L::kPlainNaN>(v, random);
   else
     return to_storage<L, T>(v);
 }
 
-template <class L, Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStochastic>
-PYZO_HD typename L::F pass_element(typename L::F w, typename L::F undo, typename L::F g, typename L::F perturb,
-                                   typename L::U random, const PassLanes<L>& s) {
-  typename L::F v = w;
-  if constexpr (kUndo) v = add_noise<L, T>(v, undo, s.undo_scale);
-  if constexpr (kUpdate) v = update_element<L, T, kStochastic>(v, g, random, s);
-  if constexpr (kPerturb) v = add_noise<L, T>(v, perturb, s.perturb_scale);
-  return L::if_changed(v, w);
+// T: of the weight, S: of the state. random: 16 bits.
+template <class L, Dtype T, Dtype S, bool kStochastic, int kRule>
+PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::F* state, typename L::U random,
+                                     const PassLanes<L, kRule>& s) {
+  typename L::F old[kMaxStates];
+  PYZO_UNROLL
+  for (int i = 0; i < RuleOf<L, kRule>::type::kStates; ++i) old[i] = state[i];
+  const typename L::F v = round_update<L, T, kStochastic>(s.rule(w, g, state), random);
+  PYZO_UNROLL
+  for (int i = 0; i < RuleOf<L, kRule>::type::kStates; ++i)
+    state[i] = L::if_changed(round_update<L, S, kStochastic>(state[i], state_bits<L>(random, i)), old[i]);
+  return v;
 }
 
 }  // namespace pyzo

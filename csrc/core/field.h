@@ -9,12 +9,17 @@ namespace pyzo {
 
 constexpr int kNoiseVersion = 1;
 
-enum Stream : uint32_t { kNormalStream = 0, kRademacherStream = 1, kRoundingStream = 2 };
+enum Stream : uint32_t {
+  kNormalStream = 0,
+  kRademacherStream = 1,
+  kRoundingStream = 2,
+  kMaskStream = 3,
+};
 enum Distribution : int { kNormal = 0, kRademacher = 1 };
 
 constexpr int kNormalPerCounter = 4;        // four normals from two word pairs
 constexpr int kRademacherPerCounter = 128;  // one sign per bit
-constexpr int kRoundingPerCounter = 8;      // 16 bits each
+constexpr int kBitsPerCounter = 8;          // 16 bits each: rounding, masks
 
 // What a tensor's noise is a function of, besides the element index.
 struct Source {
@@ -54,5 +59,6 @@ PYZO_HD uint64_t direction_seed(uint64_t run, uint64_t t, uint64_t k) {
 }
 
 constexpr uint64_t kRoundingDirection = 0xFFFFFFFFFFFFFFFFu;  // its seed feeds the stochastic rounding of the step
+constexpr uint64_t kMaskDirection = 0xFFFFFFFFFFFFFFFEu;      // its seed draws the masks of the step
 
 }  // namespace pyzo

@@ -40,6 +40,29 @@ struct Scalar {
 #endif
   }
 
+  // Correctly rounded, for every number that is not negative.
+  static PYZO_HD F sqrt_any(F x) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(x);
+#else
+    return __builtin_sqrtf(x);
+#endif
+  }
+  static PYZO_HD double sqrt64(double x) {
+#if defined(__CUDA_ARCH__)
+    return __dsqrt_rn(x);
+#else
+    return __builtin_sqrt(x);
+#endif
+  }
+  static PYZO_HD F divide(F a, F b) {
+#if defined(__CUDA_ARCH__)
+    return __fdiv_rn(a, b);
+#else
+    return a / b;
+#endif
+  }
+
   static PYZO_HD F float_of(I x) { return float(x); }    // round to nearest even
   static PYZO_HD I truncate(F x) { return int32_t(x); }  // |x| < 2^31
   static PYZO_HD U as_u(F x) { return bits<uint32_t>(x); }
@@ -55,6 +78,7 @@ struct Scalar {
   }
   // a < b ? yes : no, for a and b below 2^31
   static PYZO_HD U below(U a, U b, U yes, U no) { return a < b ? yes : no; }
+  static PYZO_HD F if_below(U a, U b, F yes, F no) { return a < b ? yes : no; }
   static PYZO_HD F sign_at_top(U x) { return bits<float>((x & 0x80000000u) | 0x3f800000u); }  // -1 or 1
   // a unless a equals b or either is NaN: keeps the bits of b (-0.0, NaN payloads) where nothing changed.
   static PYZO_HD F if_changed(F a, F b) { return (a < b || a > b) ? a : b; }

@@ -10,8 +10,8 @@ constexpr int64_t kTile = 1024;
 struct Isa {
   const char* name;
   bool (*supported)();
-  // Elements [begin, end) of one tensor (local indices).
-  void (*pass)(const PassArgs&, const TensorArgs&, Dtype, int64_t begin, int64_t end);
+  // Elements [begin, end) of one tensor (local indices), whose weights and states have these dtypes.
+  void (*pass)(const PassArgs&, const TensorArgs&, Dtype, Dtype state, int64_t begin, int64_t end);
   void (*noise)(Source, Shard, int distribution, Dtype, void* out, int64_t begin, int64_t end);
 };
 

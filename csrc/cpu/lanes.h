@@ -32,6 +32,9 @@ struct Lanes {
   static PYZO_HD F positive_one(F x) { return (F)((I)(x > F{}) & (I)splat(0x3f800000u)); }
   static PYZO_HD U below(U a, U b, U yes, U no) { return (I)a < (I)b ? yes : no; }
   static PYZO_HD F sign_at_top(U x) { return (I)x < (I)splat(0u) ? splat(-1.0f) : splat(1.0f); }
+  static PYZO_HD F sqrt_any(F x) { return sqrt(x); }
+  static PYZO_HD F divide(F a, F b) { return a / b; }
+  static PYZO_HD F if_below(U a, U b, F yes, F no) { return (I)a < (I)b ? yes : no; }
   static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
 
 #if PYZO_LANES == 16

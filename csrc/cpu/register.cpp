@@ -21,7 +21,7 @@ struct Cpu {
       for (; begin < end; ++i) {
         const TensorArgs& t = work.tensors[i];
         const int64_t stop = std::min(end, first[i + 1]);
-        isa.pass(args, t, work.dtypes[i], (begin - first[i]) * cpu::kTile,
+        isa.pass(args, t, work.dtypes[i], work.state, (begin - first[i]) * cpu::kTile,
                  std::min((stop - first[i]) * cpu::kTile, t.n));
         begin = stop;
       }
@@ -44,9 +44,12 @@ struct Cpu {
 
   static void begin_step(const Tensor&, Control c) { pyzo::begin_step(c); }
 
-  static void estimate_two_sided(const Tensor&, Control c, const double* losses, int64_t q) {
-    pyzo::estimate_two_sided(c, losses, q);
+  static void estimate(const Tensor&, Control c, const double* losses, int64_t count, int kind, int64_t q,
+                       int scaling) {
+    pyzo::estimate(c, losses, count, kind, q, scaling);
   }
+
+  static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
 
 }  // namespace

@@ -66,46 +66,139 @@ inline void fill(int distribution, Source s, uint64_t start, int64_t first, int6
     fill_rademacher(s, start, first, last, tile);
 }
 
-inline void fill_bits(Source s, uint64_t start, int64_t first, int64_t last, RandomBits& out) {
-  constexpr int64_t kStep = kRoundingPerCounter * kLanes;
+// 16 bits per element, or their complement where `flip` has all bits set.
+inline void fill_bits(Source s, Stream stream, uint32_t flip, uint64_t start, int64_t first, int64_t last,
+                      RandomBits& out) {
+  constexpr int64_t kStep = kBitsPerCounter * kLanes;
   for (int64_t i = first / kStep * kStep; i < last; i += kStep) {
     F words[4];
-    words_in_order(s, kRoundingStream, (start + uint64_t(i)) / kRoundingPerCounter, words);
+    words_in_order(s, stream, (start + uint64_t(i)) / kBitsPerCounter, words);
+    for (F& w : words) w = Lanes::as_f(Lanes::as_u(w) ^ Lanes::splat(flip));
     __builtin_memcpy(out.bits + i, words, sizeof words);
   }
 }
 
+// What one tensor's share of a pass is, the same for all its tiles.
+template <int kRule>
+struct TensorPass {
+  const PassArgs& a;
+  const TensorArgs& t;
+  PassLanes<Lanes, kRule> lanes;
+  bool update, stochastic;
+  uint32_t keep;
+};
+
 // The noise of a tile as a pass needs it.
 struct TileNoise {
   Tile undo, estimate, perturb;
-  RandomBits rounding;
+  RandomBits rounding, mask;
   const Tile *u, *p;  // where undo's and perturb's noise is
+  float scale;        // of the estimate
+
+  template <int kRule>
+  void draw(const TensorPass<kRule>& pass, uint64_t start, int64_t first, int64_t last);
 };
 
-template <Dtype T, bool kUndo, bool kUpdate, bool kPerturb, bool kStochastic>
-void apply(const PassScalars& scalars, const TileNoise& noise, float scale, const char* src, char* dst, int64_t first,
-           int64_t last) {
-  const PassLanes<Lanes> s(scalars);
-  const F c = Lanes::splat(scale);
-  const Tile* const zu = noise.u;
-  const Tile* const zp = noise.p;
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
-  // src and dst point at the tile's element 0, which may lie before the tensor's first: only [first, last) is touched.
-  const auto result = [&](int64_t i, const void* from, int64_t at) {  // of the vector at i
+template <int kRule>
+void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t first, int64_t last) {
+  const PassArgs& a = pass.a;
+  const auto fill_direction = [&](int j, Tile& z) {
+    fill(a.distribution, {a.control.seed(j), pass.t.key}, start, first, last, z);
+  };
+  const bool is_undone = a.undo >= 0, is_perturbed = a.perturb >= 0;
+  scale = 1.0f;
+  u = &undo, p = &perturb;
+  if (pass.update && a.directions == 1) {  // one direction serves everything that names it
+    fill_direction(0, estimate);
+    scale = a.control.coefficient(pass.t.row, 0);
+    if (a.undo == 0) u = &estimate;
+    if (a.perturb == 0) p = &estimate;
+  } else if (pass.update) {
+    for (int j = 0; j < a.directions; ++j) {
+      Tile& z = j == a.undo ? undo : perturb;
+      fill_direction(j, z);
+      const F c = Lanes::splat(a.control.coefficient(pass.t.row, j));
+      for (int64_t k = first / kLanes; k * kLanes < last; ++k)
+        estimate.v[k] = j == 0 ? c * z.v[k] : Lanes::fma(c, z.v[k], estimate.v[k]);
+    }
+  }
+  if (is_undone && u == &undo && !(pass.update && a.undo < a.directions)) fill_direction(a.undo, undo);
+  if (is_perturbed && p == &perturb) {
+    if (is_undone && a.perturb == a.undo)
+      p = u;
+    else
+      fill_direction(a.perturb, perturb);
+  }
+  if (pass.stochastic)
+    fill_bits({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, start, first,
+              last, rounding);
+  if (pass.keep < kKeepAll)
+    fill_bits({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, start, first, last, mask);
+}
+
+// Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments.
+enum Does : int { kPerturbs = 1, kUpdates = 2, kUndoes = 4, kKnown = 8 };
+
+// Elements [first, last) of a tile. Pointers stand at the tile's element 0, which may lie before the tensor's first.
+template <Dtype T, Dtype S, bool kStochastic, int kDoes, int kRule>
+void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst, char* const* state,
+           int64_t first, int64_t last) {
+  constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
+  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
+  const PassLanes<Lanes, kRule> s = pass.lanes;
+  const F c = Lanes::splat(noise.scale);
+  const Tile *const zu = noise.u, *const zp = noise.p;
+  const bool undo = kDoes & kKnown ? (kDoes & kUndoes) != 0 : pass.a.undo >= 0;
+  const bool update = kDoes & kKnown ? (kDoes & kUpdates) != 0 : pass.update;
+  const bool perturb = kDoes & kKnown ? (kDoes & kPerturbs) != 0 : pass.a.perturb >= 0;
+  const bool masked = kDoes & kKnown ? false : pass.keep < kKeepAll;
+  const U keep = Lanes::splat(pass.keep);
+
+  struct Vector {
+    F w, state[kMaxStates];
+  };
+  // The vector at i of the tile, whose data is `at` of the pointers.
+  const auto result = [&](int64_t i, int64_t at, const void* from, const char* const* from_state) {
     const F w = Lanes::load<T>(from, at);
-    F undo{}, g{}, perturb{};
-    U random{};
-    if constexpr (kUndo) undo = zu->v[uint64_t(i) / kLanes];
-    if constexpr (kUpdate) g = c * noise.estimate.v[uint64_t(i) / kLanes];
-    if constexpr (kPerturb) perturb = zp->v[uint64_t(i) / kLanes];
-    if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
-    return pass_element<Lanes, T, kUndo, kUpdate, kPerturb, kStochastic>(w, undo, g, perturb, random, s);
+    Vector x = {w, {}};
+    if (undo) x.w = add_noise<Lanes, T>(x.w, zu->v[uint64_t(i) / kLanes], s.undo_scale);
+    if (update) {
+      U random{};
+      if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
+      F old[kMaxStates];
+      for (int k = 0; k < kStates; ++k) x.state[k] = old[k] = Lanes::load<S>(from_state[k], at);
+      x.w =
+          update_element<Lanes, T, S, kStochastic>(x.w, c * noise.estimate.v[uint64_t(i) / kLanes], x.state, random, s);
+      if (masked)
+        for (int k = 0; k < kStates; ++k)
+          x.state[k] = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, x.state[k], old[k]);
+    }
+    if (perturb) x.w = add_noise<Lanes, T>(x.w, zp->v[uint64_t(i) / kLanes], s.perturb_scale);
+    if (masked) x.w = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, x.w, w);
+    x.w = Lanes::if_changed(x.w, w);
+    return x;
+  };
+  const auto store_state = [&](char* const* to, int64_t at, const Vector& x) {
+    if (update)
+      for (int k = 0; k < kStates; ++k) Lanes::store<S>(to[k], at, x.state[k]);
+  };
+  const auto whole = [&](int64_t i) {
+    const Vector x = result(i, i, src, state);
+    Lanes::store<T>(dst, i, x.w);
+    store_state(state, i, x);
   };
   const auto some = [&](int64_t i, int64_t from, int64_t to) {  // part of the vector at i
-    alignas(64) char buffer[4 * kLanes] = {};
+    alignas(64) char buffer[4 * kLanes] = {}, state_buffer[kMaxStates][4 * kLanes] = {};
+    char* at_state[kMaxStates] = {state_buffer[0], state_buffer[1]};
     __builtin_memcpy(buffer + (from - i) * kSize, src + from * kSize, (to - from) * kSize);
-    Lanes::store<T>(buffer, 0, result(i, buffer, 0));
+    for (int k = 0; k < kStates; ++k)
+      __builtin_memcpy(at_state[k] + (from - i) * kStateSize, state[k] + from * kStateSize, (to - from) * kStateSize);
+    const Vector x = result(i, 0, buffer, at_state);
+    Lanes::store<T>(buffer, 0, x.w);
+    store_state(at_state, 0, x);
     __builtin_memcpy(dst + from * kSize, buffer + (from - i) * kSize, (to - from) * kSize);
+    for (int k = 0; k < kStates; ++k)
+      __builtin_memcpy(state[k] + from * kStateSize, at_state[k] + (from - i) * kStateSize, (to - from) * kStateSize);
   };
   int64_t i = first / kLanes * kLanes;
   if (i < first) {
@@ -116,83 +209,46 @@ void apply(const PassScalars& scalars, const TileNoise& noise, float scale, cons
   for (; i + 2 * kLanes <= last; i += 2 * kLanes) {
     // A line two tiles ahead is fetched meanwhile: between tiles the noise keeps the memory waiting.
     __builtin_prefetch(src + (i + 2 * kTile) * kSize, 1);
-    const F a = result(i, src, i), b = result(i + kLanes, src, i + kLanes);
-    Lanes::store2<T>(dst, i, a, b);
+    for (int k = 0; k < kStates; ++k) __builtin_prefetch(state[k] + (i + 2 * kTile) * kStateSize, 1);
+    const Vector x = result(i, i, src, state), y = result(i + kLanes, i + kLanes, src, state);
+    Lanes::store2<T>(dst, i, x.w, y.w);
+    store_state(state, i, x);
+    store_state(state, i + kLanes, y);
   }
   if (i + kLanes <= last) {
-    Lanes::store<T>(dst, i, result(i, src, i));
+    whole(i);
     i += kLanes;
   }
   if (i < last) some(i, i, last);
 }
 
-template <Dtype T, bool kUndo, bool kUpdate, bool kPerturb>
-void apply_rounded(bool stochastic, const PassScalars& s, const TileNoise& noise, float scale, const char* src,
-                   char* dst, int64_t first, int64_t last) {
-  if constexpr (kUpdate && T != kFloat32) {
-    if (stochastic) return apply<T, kUndo, kUpdate, kPerturb, true>(s, noise, scale, src, dst, first, last);
-  }
-  apply<T, kUndo, kUpdate, kPerturb, false>(s, noise, scale, src, dst, first, last);
-}
-
-template <Dtype T>
-void pass_run(const PassArgs& a, const PassScalars& s, bool update, uint64_t key, int64_t row, const char* src,
-              char* dst, uint64_t global, int64_t n) {
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
-  const bool undo = a.undo >= 0, perturb = a.perturb >= 0;
-  const bool stochastic = update && a.stochastic && T != kFloat32;
-  TileNoise noise;
-  for (int64_t done = 0; done < n;) {
-    const uint64_t index = global + uint64_t(done);
-    const uint64_t start = index / kTile * kTile;
-    const int64_t first = int64_t(index - start);
-    const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
-    float scale = 1.0f;
-    noise.u = &noise.undo, noise.p = &noise.perturb;
-    if (update && a.directions == 1) {  // one direction serves everything that names it
-      fill(a.distribution, {a.control.seed(0), key}, start, first, last, noise.estimate);
-      scale = a.control.coefficient(row, 0);
-      if (a.undo == 0) noise.u = &noise.estimate;
-      if (a.perturb == 0) noise.p = &noise.estimate;
-    } else if (update) {
-      for (int j = 0; j < a.directions; ++j) {
-        Tile& z = j == a.undo ? noise.undo : noise.perturb;
-        fill(a.distribution, {a.control.seed(j), key}, start, first, last, z);
-        const F c = Lanes::splat(a.control.coefficient(row, j));
-        for (int64_t k = first / kLanes; k * kLanes < last; ++k)
-          noise.estimate.v[k] = j == 0 ? c * z.v[k] : Lanes::fma(c, z.v[k], noise.estimate.v[k]);
-      }
-    }
-    if (undo && noise.u == &noise.undo && !(update && a.undo < a.directions))
-      fill(a.distribution, {a.control.seed(a.undo), key}, start, first, last, noise.undo);
-    if (perturb && noise.p == &noise.perturb) {
-      if (undo && a.perturb == a.undo)
-        noise.p = noise.u;
-      else
-        fill(a.distribution, {a.control.seed(a.perturb), key}, start, first, last, noise.perturb);
-    }
-    if (stochastic) fill_bits({a.control.rounding_seed(), key}, start, first, last, noise.rounding);
-
-    const char* from = src + (done - first) * kSize;
-    char* to = dst + (done - first) * kSize;
-    const int which = (undo ? 4 : 0) | (update ? 2 : 0) | (perturb ? 1 : 0);
-    switch (which) {
-#define PYZO_CASE(bits, undo, update, perturb)                                                   \
-  case bits:                                                                                     \
-    apply_rounded<T, undo, update, perturb>(stochastic, s, noise, scale, from, to, first, last); \
+// What most steps consist of has code of its own where lanes are fast: anything that SGD may do, and the update of any
+// rule with or without undo, without a mask. Every other pass decides as it runs.
+template <Dtype T, Dtype S, bool kStochastic, int kRule>
+void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst, char* const* state,
+                 int64_t first, int64_t last) {
+  if constexpr (kLanes > 4) {
+    const int does =
+        (pass.a.undo >= 0 ? kUndoes : 0) | (pass.update ? kUpdates : 0) | (pass.a.perturb >= 0 ? kPerturbs : 0);
+    switch (pass.keep < kKeepAll ? -1 : does) {
+#define PYZO_CASE(does)                                                              \
+  case does:                                                                         \
+    if constexpr (kRule == kSgd || does == kUpdates || does == (kUndoes | kUpdates)) \
+      return apply < T, S, kStochastic && ((does) & kUpdates) != 0,                  \
+             kKnown | does > (pass, noise, src, dst, state, first, last);            \
     break;
-      PYZO_CASE(0, false, false, false)
-      PYZO_CASE(1, false, false, true)
-      PYZO_CASE(2, false, true, false)
-      PYZO_CASE(3, false, true, true)
-      PYZO_CASE(4, true, false, false)
-      PYZO_CASE(5, true, false, true)
-      PYZO_CASE(6, true, true, false)
-      PYZO_CASE(7, true, true, true)
+      PYZO_CASE(0)
+      PYZO_CASE(1)
+      PYZO_CASE(2)
+      PYZO_CASE(3)
+      PYZO_CASE(4)
+      PYZO_CASE(5)
+      PYZO_CASE(6)
+      PYZO_CASE(7)
 #undef PYZO_CASE
     }
-    done += last - first;
   }
+  apply<T, S, kStochastic, 0>(pass, noise, src, dst, state, first, last);
 }
 
 // Calls run(local begin, global begin, length) for each stretch of [begin, end) that is contiguous in the global index.
@@ -206,25 +262,63 @@ void for_runs(const Shard& shard, int64_t begin, int64_t end, const Run& run) {
   }
 }
 
-template <Dtype T>
+template <Dtype T, Dtype S, int kRule>
 void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t end) {
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
-  const PassScalars s(a, t.row);
+  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
+  constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
+  constexpr bool kRounds = T != kFloat32 || (kStates > 0 && S != kFloat32);  // something to 16 bits
   const bool update = updates(a);
-  for_runs(t.shard, begin, end, [&](int64_t i, uint64_t global, int64_t n) {
-    pass_run<T>(a, s, update, t.key, t.row, static_cast<const char*>(t.src) + i * kSize,
-                static_cast<char*>(t.dst) + i * kSize, global, n);
+  const bool stochastic = update && a.stochastic && kRounds;
+  const TensorPass<kRule> pass = {a, t, {a, t.row}, update, stochastic, keep_of(a, t.row)};
+  TileNoise noise;
+  for_runs(t.shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
+    for (int64_t done = 0; done < n;) {
+      const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
+      const int64_t first = int64_t(index - start);
+      const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
+      noise.draw(pass, start, first, last);
+      const int64_t origin = local + done - first;
+      const char* src = static_cast<const char*>(t.src) + origin * kSize;
+      char* dst = static_cast<char*>(t.dst) + origin * kSize;
+      char* state[kMaxStates] = {};
+      for (int k = 0; k < kStates; ++k) state[k] = static_cast<char*>(t.state[k]) + origin * kStateSize;
+      if constexpr (kRounds) {
+        if (stochastic)
+          apply_known<T, S, true>(pass, noise, src, dst, state, first, last);
+        else
+          apply_known<T, S, false>(pass, noise, src, dst, state, first, last);
+      } else {
+        apply_known<T, S, false>(pass, noise, src, dst, state, first, last);
+      }
+      done += last - first;
+    }
   });
 }
 
-void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, int64_t begin, int64_t end) {
+template <Dtype T>
+void pass_of(const PassArgs& a, const TensorArgs& t, Dtype state, int64_t begin, int64_t end) {
+  switch (updates(a) ? a.rule : int(kSgd)) {
+    case kSgd:
+      return pass_tensor<T, kFloat32, kSgd>(a, t, begin, end);
+    case kSign:
+      return pass_tensor<T, kFloat32, kSign>(a, t, begin, end);
+    case kMomentum:
+      return state == kFloat32 ? pass_tensor<T, kFloat32, kMomentum>(a, t, begin, end)
+                               : pass_tensor<T, kBFloat16, kMomentum>(a, t, begin, end);
+    case kAdam:
+      return state == kFloat32 ? pass_tensor<T, kFloat32, kAdam>(a, t, begin, end)
+                               : pass_tensor<T, kBFloat16, kAdam>(a, t, begin, end);
+  }
+}
+
+void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, Dtype state, int64_t begin, int64_t end) {
   switch (dtype) {
     case kFloat32:
-      return pass_tensor<kFloat32>(a, t, begin, end);
+      return pass_of<kFloat32>(a, t, state, begin, end);
     case kBFloat16:
-      return pass_tensor<kBFloat16>(a, t, begin, end);
+      return pass_of<kBFloat16>(a, t, state, begin, end);
     case kFloat16:
-      return pass_tensor<kFloat16>(a, t, begin, end);
+      return pass_of<kFloat16>(a, t, state, begin, end);
   }
 }
 

@@ -132,9 +132,51 @@ __device__ __forceinline__ float noise1(Source s, uint64_t g) {
   return k < 2 ? (k == 0 ? z[0] : z[1]) : (k == 2 ? z[2] : z[3]);
 }
 
-__device__ __forceinline__ uint32_t half_of(const Words<uint32_t>& w, int k) {
-  const uint32_t word = k < 4 ? (k < 2 ? w.x : w.y) : (k < 6 ? w.z : w.w);
-  return (word >> (16 * (k & 1))) & 0xffffu;
+// Four elements of a state from local index i, a multiple of 4.
+template <Dtype S>
+__device__ __forceinline__ void load4(const void* base, int64_t i, float x[4]) {
+  if constexpr (S == kFloat32) {
+    const float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(base) + i);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else {
+    const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(base) + i);
+    x[0] = widen<S>(uint16_t(v.x)), x[1] = widen<S>(uint16_t(v.x >> 16));
+    x[2] = widen<S>(uint16_t(v.y)), x[3] = widen<S>(uint16_t(v.y >> 16));
+  }
+}
+
+template <Dtype S>
+__device__ __forceinline__ void store4(void* base, int64_t i, const float x[4]) {
+  if constexpr (S == kFloat32) {
+    store16(static_cast<float*>(base) + i, bits<uint32_t>(x[0]), bits<uint32_t>(x[1]), bits<uint32_t>(x[2]),
+            bits<uint32_t>(x[3]));
+  } else {
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(base) + i) =
+        make_uint2(uint32_t(narrow<S>(x[0])) | uint32_t(narrow<S>(x[1])) << 16,
+                   uint32_t(narrow<S>(x[2])) | uint32_t(narrow<S>(x[3])) << 16);
+  }
+}
+
+// 16 random bits for each of a thread's 8 elements, two to a word.
+struct Bits8 {
+  uint32_t words[4];
+  __device__ __forceinline__ uint32_t at(int k) const { return (words[k / 2] >> (16 * (k & 1))) & 0xffffu; }
+};
+
+// Of the elements that begin at the global indices global[0] and global[1], four each, in blocks of eight.
+template <Dtype T>
+__device__ __forceinline__ Bits8 bits8(Source s, Stream stream, const uint64_t global[2]) {
+  const Words<uint32_t> a = field_words<Lane>(s, stream, global[0] / kBitsPerCounter, 0u);
+  if constexpr (T != kFloat32) return {{a.x, a.y, a.z, a.w}};
+  const Words<uint32_t> b = field_words<Lane>(s, stream, global[1] / kBitsPerCounter, 0u);
+  const bool high_a = global[0] & 4, high_b = global[1] & 4;
+  return {{high_a ? a.z : a.x, high_a ? a.w : a.y, high_b ? b.z : b.x, high_b ? b.w : b.y}};
+}
+
+// The 16 bits of one element.
+__device__ __forceinline__ uint32_t bits1(Source s, Stream stream, uint64_t g) {
+  const Words<uint32_t> w = field_words<Lane>(s, stream, g / kBitsPerCounter, 0u);
+  return Bits8{{w.x, w.y, w.z, w.w}}.at(int(g % kBitsPerCounter));
 }
 
 // Whether the groups of four of a shard are groups of four (eight, with rounding bits) of the whole tensor.

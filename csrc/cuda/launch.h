@@ -8,11 +8,12 @@ struct CUstream_st;
 
 namespace pyzo::cuda {
 
-int pass(const PassArgs&, const TensorArgs* tensors, size_t count, Dtype, CUstream_st*);
+int pass(const PassArgs&, const TensorArgs* tensors, size_t count, Dtype, Dtype state, CUstream_st*);
 int noise(Source, Shard, int distribution, Dtype, void* out, int64_t n, CUstream_st*);
 int philox(uint32_t* out, int64_t n, uint64_t seed, uint64_t high, uint64_t block, CUstream_st*);
 int begin_step(Control, CUstream_st*);
-int estimate_two_sided(Control, const double* losses, int64_t q, CUstream_st*);
+int estimate(Control, const double* losses, int64_t count, int kind, int64_t q, int scaling, CUstream_st*);
+int choose(Control, const double* losses, CUstream_st*);
 const char* error_text(int error);
 
 }  // namespace pyzo::cuda

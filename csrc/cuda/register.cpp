@@ -29,8 +29,9 @@ struct Cuda {
       for (size_t i = 0; i < work.tensors.size(); ++i)
         if (work.dtypes[i] == dtype) same.push_back(work.tensors[i]);
       if (same.empty()) continue;
-      on_stream(control,
-                [&](CUstream_st* stream) { return cuda::pass(args, same.data(), same.size(), dtype, stream); });
+      on_stream(control, [&](CUstream_st* stream) {
+        return cuda::pass(args, same.data(), same.size(), dtype, work.state, stream);
+      });
     }
   }
 
@@ -50,8 +51,13 @@ struct Cuda {
     on_stream(control, [&](CUstream_st* stream) { return cuda::begin_step(c, stream); });
   }
 
-  static void estimate_two_sided(const Tensor& control, Control c, const double* losses, int64_t q) {
-    on_stream(control, [&](CUstream_st* stream) { return cuda::estimate_two_sided(c, losses, q, stream); });
+  static void estimate(const Tensor& control, Control c, const double* losses, int64_t count, int kind, int64_t q,
+                       int scaling) {
+    on_stream(control, [&](CUstream_st* stream) { return cuda::estimate(c, losses, count, kind, q, scaling, stream); });
+  }
+
+  static void choose(const Tensor& control, Control c, const double* losses) {
+    on_stream(control, [&](CUstream_st* stream) { return cuda::choose(c, losses, stream); });
   }
 };
 

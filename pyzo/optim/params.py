@@ -1,53 +1,93 @@
-"""From what users hand to an optimizer (module, parameters, names, groups) to trained tensors with noise keys."""
+"""From what users hand to an optimizer (module, parameters, names, groups) to named tensors with noise keys."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pyzo.field import tensor_key
-from pyzo.passes import Trained
 
 Params = torch.nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
 
 
-def group_params(params: Params) -> tuple[list[Any], int | None]:
-    """What torch.optim.Optimizer takes, and the bytes of all parameters of the module (None if `params` is none)."""
+@dataclass(frozen=True)
+class Given:
+    """What `params` was: the groups as torch.optim.Optimizer takes them, and what only a module tells.
+
+    Attributes:
+        groups: parameters, (name, parameter) pairs or groups.
+        module_bytes: bytes of all parameters of the module; None where `params` was none.
+        undecayed: ids of the parameters that weight decay leaves out.
+    """
+
+    groups: list[Any]
+    module_bytes: int | None = None
+    undecayed: frozenset[int] = frozenset()
+
+
+def read_params(params: Params) -> Given:
+    """Reads the argument `params` of an optimizer; TypeError or ValueError where there is nothing to train."""
     if isinstance(params, torch.nn.Module):
         named = list(params.named_parameters())
         if not named:
             raise ValueError(f"params: expected a module with parameters, got {type(params).__name__} without any")
-        return named, sum(p.numel() * p.element_size() for _, p in named)
+        return Given(named, sum(p.numel() * p.element_size() for _, p in named), undecayed(params))
     if isinstance(params, torch.Tensor):
         raise TypeError(
             "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"
         )
-    return list(params), None
+    return Given(list(params))
 
 
-def trained_tensors(param_groups: list[dict[str, Any]]) -> list[Trained]:
+def undecayed(module: torch.nn.Module) -> frozenset[int]:
+    """Ids of the norm weights and biases of a module, which weight decay leaves out.
+
+    A norm is told by its type: a class, or one it derives from, whose name contains "Norm" (torch's and those of model
+    libraries), all parameters of which are vectors. A bias is a vector that its own module calls a bias.
+    """
+    ids = set()
+    for owner in module.modules():
+        own = dict(owner.named_parameters(recurse=False))
+        vectors = all(p.ndim <= 1 for p in own.values())
+        is_norm = vectors and any("Norm" in kind.__name__ for kind in type(owner).__mro__)
+        ids.update(id(p) for name, p in own.items() if is_norm or (p.ndim <= 1 and "bias" in name))
+    return frozenset(ids)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter that requires gradients: its name, its noise key and the index of its group."""
+
+    name: str
+    tensor: torch.Tensor
+    key: int
+    group: int
+
+
+def named_tensors(param_groups: list[dict[str, Any]]) -> list[Named]:
     """The parameters that require gradients, each once, with the key of its name (without names: of its position).
 
     Raises:
         ValueError: two parameters whose names have the same key, or that have the same name.
     """
-    trained: list[Trained] = []
-    seen: dict[int, str] = {}
+    found: list[Named] = []
+    seen: set[int] = set()
     names: dict[int, str] = {}
     position = 0
-    for row, group in enumerate(param_groups):
+    for index, group in enumerate(param_groups):
         given = group.get("param_names")
         for i, tensor in enumerate(group["params"]):
             name = given[i] if given else f"#{position}"
             position += 1
             if not tensor.requires_grad or id(tensor) in seen:
                 continue
-            seen[id(tensor)] = name
+            seen.add(id(tensor))
             key = tensor_key(name)
             if key in names:
                 raise ValueError(
                     f"params: expected names with keys of their own, got {name!r} and {names[key]!r} with the same"
                 )
             names[key] = name
-            trained.append(Trained(name, tensor, key, row))
-    return trained
+            found.append(Named(name, tensor, key, index))
+    return found

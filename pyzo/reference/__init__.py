@@ -1,15 +1,21 @@
 """The specification: every operator of `csrc/ops.inc` again, in plain torch on the CPU, equal in every bit.
 
 Written for reading and for tests, not for speed, and independent of the C++ code. Read `field` for the noise contract,
-`arithmetic` for what "fma" and "round" mean, `passes` for what an optimizer step does to a weight.
+`arithmetic` for what "fma" and "round" mean, `control` for how losses become a seeded gradient, `rules` and `passes`
+for what a pass does to a weight, `stores` and `methods` for the steps of the optimizers.
 Unsigned 32-bit words are int64 tensors in [0, 2^32); 64-bit seeds, keys and indices are taken modulo 2^64.
 """
 
-from .arithmetic import fma, round_nearest, round_stochastic
+from .arithmetic import divide, fma, round_nearest, round_stochastic, sqrt
+from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, write_row
 from .field import (
     DISTRIBUTIONS,
+    MASK_DIRECTION,
+    MASK_STREAM,
     NOISE_VERSION,
     ROUNDING_DIRECTION,
+    ROUNDING_STREAM,
+    STATE_FACTORS,
     direction_of,
     direction_seed,
     field_words,
@@ -20,25 +26,40 @@ from .field import (
     philox4x32,
     rademacher,
     radius,
-    rounding_bits,
+    random_bits,
 )
-from .passes import begin_step_, estimate_two_sided_, noise_, pass_, philox_
+from .methods import Method
+from .passes import noise_, pass_, philox_
+from .rules import RULES, STATES
 
-OPERATORS = {f.__name__: f for f in (pass_, noise_, philox_, begin_step_, estimate_two_sided_)}
+OPERATORS = {f.__name__: f for f in (pass_, noise_, philox_, begin_step_, estimate_, choose_)}
 
 __all__ = [
     "DISTRIBUTIONS",
+    "ESTIMATORS",
+    "MASK_DIRECTION",
+    "MASK_STREAM",
     "NOISE_VERSION",
     "OPERATORS",
     "ROUNDING_DIRECTION",
+    "ROUNDING_STREAM",
+    "RULES",
+    "SCALINGS",
+    "STATES",
+    "STATE_FACTORS",
+    "Method",
+    "Row",
     "begin_step_",
+    "choose_",
     "direction_of",
     "direction_seed",
-    "estimate_two_sided_",
+    "divide",
+    "estimate_",
     "field_words",
     "fma",
     "global_index",
     "mix64",
+    "new_control",
     "noise",
     "noise_",
     "normal",
@@ -47,7 +68,10 @@ __all__ = [
     "philox_",
     "rademacher",
     "radius",
+    "random_bits",
+    "read_row",
     "round_nearest",
     "round_stochastic",
-    "rounding_bits",
+    "sqrt",
+    "write_row",
 ]

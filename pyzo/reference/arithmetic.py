@@ -1,4 +1,4 @@
-"""What the specification means by fma, sqrt and rounding, on tensors, without relying on fused hardware."""
+"""What the specification means by fma, division, sqrt and rounding, on tensors, without relying on fused hardware."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,14 @@ _MIN_EXPONENT = {torch.bfloat16: -126, torch.float16: -14}
 _OVERFLOW = {torch.bfloat16: 2.0**128, torch.float16: 2.0**16}
 
 
-def float32(value: float) -> Tensor:
-    """A float32 scalar: `value` rounded once, to nearest even."""
-    return torch.tensor(value, dtype=torch.float64).to(torch.float32)
+def float64(value: float) -> Tensor:
+    """A float64 scalar whose arithmetic is that of IEEE 754: a division by zero makes an infinity or NaN."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def float32(value: float | Tensor) -> Tensor:
+    """A float32 scalar: `value`, a float or a float64 scalar, rounded once, to nearest even."""
+    return torch.as_tensor(value, dtype=torch.float64).to(torch.float32)
 
 
 def float_of_bits(bits: Tensor) -> Tensor:
@@ -43,6 +48,14 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def sqrt(x: Tensor) -> Tensor:
     """Correctly rounded float32 square root: a float64 root rounded again is innocuous, since 53 >= 2 * 24 + 2 bits."""
     return x.double().sqrt().to(torch.float32)
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    """Correctly rounded float32 quotient a / b (broadcasts), through float64 for the reason given at `sqrt`.
+
+    Subnormal quotients too: one that is no tie of two float32 is further from every tie than float64 rounds.
+    """
+    return (a.double() / b.double()).to(torch.float32)
 
 
 def round_nearest(x: Tensor, dtype: torch.dtype) -> Tensor:

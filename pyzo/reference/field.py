@@ -4,6 +4,8 @@
     normal       stream 0: element 4 b + k is normal k of block b, by Box-Muller on the word pairs (x, y) and (z, w)
     rademacher   stream 1: element 128 b + k is -1 where bit k % 32 of word k // 32 of block b is set, else +1
     rounding     stream 2: element 8 b + k has the 16 bits k % 2 (low half first) of word k // 2 of block b
+    states       streams 3 and 4: the rounding of the first and second state of a rule, laid out as the rounding
+    mask         stream 5: laid out as the rounding; an element is trained where its bits are below a threshold
 The element index is 64 bits, counted in the whole tensor; a shard maps its elements to it (`global_index`).
 """
 
@@ -15,7 +17,10 @@ from .arithmetic import bits_of_float, float32, float_of_bits, fma, round_neares
 NOISE_VERSION = 1
 DISTRIBUTIONS = ("normal", "rademacher")  # by the number that operators take
 NORMAL_STREAM, RADEMACHER_STREAM, ROUNDING_STREAM = 0, 1, 2
+STATE_FACTORS = (0x9E37, 0x79B9)  # permute the rounding bits of a weight into those of its states
+MASK_STREAM = 3
 ROUNDING_DIRECTION = 2**64 - 1  # the direction whose seed feeds the stochastic rounding of a step
+MASK_DIRECTION = 2**64 - 2  # the direction whose seed draws the masks of a step
 
 _M32, _M64 = 2**32 - 1, 2**64 - 1
 
@@ -117,10 +122,10 @@ def rademacher(seed: int, key: int, index: Tensor) -> Tensor:
     return (1 - 2 * (words >> (index & 31) & 1)).to(torch.float32)
 
 
-def rounding_bits(seed: int, key: int, index: Tensor) -> Tensor:
-    """The 16 random bits of stochastic rounding, int64 [n] in [0, 2^16), at the global indices `index` (int64 [n])."""
+def random_bits(seed: int, key: int, stream: int, index: Tensor) -> Tensor:
+    """16 bits per element, of the rounding, state or mask streams: int64 [n] in [0, 2^16), at `index` (int64 [n])."""
     block, where = torch.unique_consecutive(index >> 3 & (1 << 61) - 1, return_inverse=True)
-    words = field_words(seed, key, ROUNDING_STREAM, block)[where, index >> 1 & 3]
+    words = field_words(seed, key, stream, block)[where, index >> 1 & 3]
     return words >> 16 * (index & 1) & 0xFFFF
 
 

@@ -1,131 +1,127 @@
-"""The operators: what one pass does to weights, and how the control tensor steers it (csrc/core/control.h).
+"""The operators that write weights and noise: what one pass does to an element, and the field into a tensor."""
 
-The control tensor is an int64 matrix [3 + rows, 8 + 2 directions] of 8-byte words:
-    line 0      ok, skipped, draw, applied, run seed, rounding seed
-    line 1      the seed of each direction
-    line 2      losses, as float64
-    line 3 + r  row r, as float64: lr, eps, weight decay, then the coefficient of each direction
-"""
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .arithmetic import float32, fma, round_nearest, round_stochastic
-from .field import ROUNDING_DIRECTION, direction_seed, draw, global_index, philox4x32, rounding_bits
-
-OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, HEADER = 0, 1, 2, 3, 4, 5, 8
-LR, EPS, WEIGHT_DECAY, COEFFICIENTS = 0, 1, 2, 3
-LINES = 3  # before the rows
+from .control import CHOICE, COEFFICIENTS, KEEP_ALL, LINES, OK, ROUNDING_SEED, Row, read_row, read_seed
+from .field import MASK_STREAM, ROUNDING_STREAM, STATE_FACTORS, draw, global_index, philox4x32, random_bits
+from .rules import update
 
 _M64 = 2**64 - 1
 _SAME_SIZE_INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-def _signed(x: int) -> int:
-    return (x & _M64) - (1 << 64) if x >> 63 & 1 else x & _M64
-
-
-def _seed(control: Tensor, j: int) -> int:
-    return int(control[1, j]) & _M64
-
-
-def begin_step_(control: Tensor) -> None:
-    """Draws the next step: draw += 1, every direction's seed and the rounding seed from the run seed, ok = 1."""
-    control[0, DRAW] += 1
-    run, step = int(control[0, RUN_SEED]) & _M64, int(control[0, DRAW]) & _M64
-    for k in range((control.shape[1] - HEADER) // 2):
-        control[1, k] = _signed(direction_seed(run, step, k))
-    control[0, ROUNDING_SEED] = _signed(direction_seed(run, step, ROUNDING_DIRECTION))
-    control[0, OK] = 1
-
-
-def estimate_two_sided_(control: Tensor, losses: Tensor) -> None:
-    """Two-sided estimate (SPSA; MeZO, arXiv 2305.17333, eq. 1): c_k = (l+_k - l-_k) / (2 eps q) for each row's eps.
-
-    A loss that is not finite, or a coefficient that is not finite as float32, clears ok and counts a skip; else the
-    step counts as applied.
-
-    Args:
-        losses: float64 [2 q]: l(w + eps z_k), l(w - eps z_k) for k = 0 .. q - 1 in turn.
-    """
-    q = len(losses) // 2
-    doubles = control.view(torch.float64)
-    doubles[2, : 2 * q] = losses
-    difference = losses[0::2] - losses[1::2]
-    coefficients = difference / (2.0 * doubles[LINES:, EPS, None] * float(q))
-    doubles[LINES:, COEFFICIENTS : COEFFICIENTS + q] = coefficients
-    ok = bool(torch.isfinite(losses).all() and torch.isfinite(coefficients.to(torch.float32)).all())
-    control[0, OK] = int(ok)
-    control[0, APPLIED if ok else SKIPPED] += 1
-
-
 def pass_(
     src: list[Tensor],
     dst: list[Tensor],
+    state: list[Tensor],
     table: Tensor,
     control: Tensor,
     distribution: int,
     undo: int,
     undo_sign: float,
+    rule: int,
     directions: int,
+    update_sign: float,
+    chosen: bool,
+    retract: bool,
     perturb: int,
     perturb_sign: float,
     stochastic: bool,
+    masked: bool,
 ) -> None:
     """One sweep over all tensors. For each element w, each line rounded to the storage dtype:
-        undo     w <- round(w + undo_sign eps z_undo)                       where undo >= 0
-        update   w <- round(w - lr (g + weight_decay w)), g = sum_j c_j z_j  where directions > 0 and ok
-        perturb  w <- round(w + perturb_sign eps z_perturb)                 where perturb >= 0
-    `update` rounds stochastically if asked, 16-bit tensors only; all else rounds to nearest. An element whose result
-    equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
+        undo     w <- round(w + undo_sign eps z_undo)            where undo >= 0
+        update   w, state <- rule(w, g, state), g = sum_j c_j z_j  where directions > 0 and ok
+        perturb  w <- round(w + perturb_sign eps z_perturb)      where perturb >= 0
+    Where masked, an element whose mask bits are at or above the row's `keep` keeps weight and state. A weight or state
+    whose result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
+
+    All rounds to nearest, but with `stochastic` the update: weights of 16 bits with the rounding bits r of the step,
+    bfloat16 state s with (r STATE_FACTORS[s]) mod 2^16. The update uses the new states before they are rounded.
 
     Args:
         src: sources, or empty for dst itself.
-        dst: destinations, float32, bfloat16 or float16.
+        dst: T destinations, float32, bfloat16 or float16.
+        state: the S T states of the rule, the first state of all tensors before the second, all float32 or all
+            bfloat16. May be empty where directions is 0.
         table: int64 [T, 5]: key, base, inner, stride, row of each tensor.
-        control: int64 [3 + rows, 8 + 2 directions].
+        control: int64 [3 + rows, 16 + 2 directions].
         distribution: a position in DISTRIBUTIONS.
         undo, perturb: a direction, or -1.
+        rule: a position in RULES.
         directions: update with directions 0 .. directions - 1; 0 is no update.
+        update_sign, chosen: lr is multiplied by update_sign and, where chosen, by the choice of `choose_`.
+        retract: rounds with 65535 - r in place of r, which takes back an update of the opposite sign: exactly where
+            weight and result lie between the same powers of two, nothing decays and rounding is stochastic.
+            A rule with states takes update_sign = 1, chosen = retract = False.
     """
-    update = directions > 0 and int(control[0, OK]) != 0
-    for source, target, (key, base, inner, stride, row) in zip(src or dst, dst, table.tolist(), strict=True):
+    lr_factor = float(float32(update_sign))
+    if chosen:
+        lr_factor *= float(control.view(torch.float64)[0, CHOICE])
+    for i, (source, target, (key, base, inner, stride, r)) in enumerate(
+        zip(src or dst, dst, table.tolist(), strict=True)
+    ):
         index = global_index(target.numel(), base=base, inner=inner, stride=stride)
-        scalars = control.view(torch.float64)[LINES + row].to(torch.float32)
+        field, row = _Field(control, distribution, key, index), read_row(control, r)
         w = source.reshape(-1).to(torch.float32)
-
-        def z(j: int, key: int = key, index: Tensor = index) -> Tensor:
-            return draw(distribution, _seed(control, j), key, index)
-
+        trained = trained_elements(row if masked else replace(row, keep=KEEP_ALL), key, index)
         v = w
         if undo >= 0:
-            v = round_nearest(fma(float32(undo_sign) * scalars[EPS], z(undo), v), target.dtype)
-        if update:
-            g = _estimate(scalars[COEFFICIENTS:], [z(j) for j in range(directions)])
-            v = _sgd(v, g, scalars)
-            if stochastic and target.dtype != torch.float32:
-                bits = rounding_bits(int(control[0, ROUNDING_SEED]) & _M64, key, index)
-                v = round_stochastic(v, target.dtype, bits)
-            else:
-                v = round_nearest(v, target.dtype)
+            v = round_nearest(fma(float32(undo_sign) * float32(row.eps), field.z(undo), v), target.dtype)
+        if directions > 0 and int(control[0, OK]) != 0:
+            c = control.view(torch.float64)[LINES + r, COEFFICIENTS : COEFFICIENTS + directions].to(torch.float32)
+            g = _estimate(c, [field.z(j) for j in range(directions)])
+            states = state[i :: len(dst)]
+            old = [s.reshape(-1).to(torch.float32) for s in states]
+            v, new = update(rule, v, g, old, replace(row, lr=row.lr * lr_factor))
+            v = field.rounded(v, target.dtype, stochastic, lambda r: 65535 - r if retract else r)
+            for s, x, before, factor in zip(states, new, old, STATE_FACTORS, strict=False):
+                stored = field.rounded(x, s.dtype, stochastic, lambda r, factor=factor: r * factor & 0xFFFF)
+                _store(s, s, stored, trained & ((stored < before) | (stored > before)))
         if perturb >= 0:
-            v = round_nearest(fma(float32(perturb_sign) * scalars[EPS], z(perturb), v), target.dtype)
-        _store(target, source, v, (v < w) | (v > w))
+            v = round_nearest(fma(float32(perturb_sign) * float32(row.eps), field.z(perturb), v), target.dtype)
+        _store(target, source, v, trained & ((v < w) | (v > w)))
+
+
+def trained_elements(row: Row, key: int, index: Tensor) -> Tensor:
+    """Which elements of a tensor the mask of its row lets move, as booleans, at the global indices `index`."""
+    if row.keep >= KEEP_ALL:
+        return torch.ones_like(index, dtype=torch.bool)
+    return random_bits(row.mask_seed, key, MASK_STREAM, index) < row.keep
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What the noise field says about the elements of one tensor in one step."""
+
+    control: Tensor
+    distribution: int
+    key: int
+    index: Tensor
+
+    def z(self, j: int) -> Tensor:
+        """Direction j."""
+        return draw(self.distribution, read_seed(self.control, j), self.key, self.index)
+
+    def rounded(self, x: Tensor, dtype: torch.dtype, stochastic: bool, permuted: Callable[[Tensor], Tensor]) -> Tensor:
+        """A new weight or state rounded to `dtype`; if asked, stochastically with `permuted` of the bits r."""
+        if not stochastic or dtype == torch.float32:
+            return round_nearest(x, dtype)
+        r = random_bits(int(self.control[0, ROUNDING_SEED]) & _M64, self.key, ROUNDING_STREAM, self.index)
+        return round_stochastic(x, dtype, permuted(r))
 
 
 def _estimate(coefficients: Tensor, z: list[Tensor]) -> Tensor:
     """g = c_0 z_0, then g <- fma(c_j, z_j, g) in the order of the directions."""
     g = coefficients[0] * z[0]
-    for c, z_j in zip(coefficients[1:], z[1:], strict=False):
+    for c, z_j in zip(coefficients[1:], z[1:], strict=True):
         g = fma(c, z_j, g)
     return g
-
-
-def _sgd(w: Tensor, g: Tensor, scalars: Tensor) -> Tensor:
-    """w - lr (g + wd w); the decay term is left out, not multiplied by zero, where wd is 0."""
-    if scalars[WEIGHT_DECAY] != 0:
-        g = fma(scalars[WEIGHT_DECAY], w, g)
-    return fma(-scalars[LR], g, w)
 
 
 def _store(target: Tensor, source: Tensor, v: Tensor, changed: Tensor) -> None:

@@ -1,0 +1,97 @@
+"""The points of one step: moves the weights through the store, calls the closure there, and checks what it returns."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pyzo.generators import Rewound
+from pyzo.interrupts import DeferredInterrupts
+from pyzo.passes import Sweep, Update
+from pyzo.stores import Store
+
+Closure = Callable[[], Any]
+
+
+class Points:
+    """What a step offers to its estimator (`pyzo.estimators.Points`), with the same dropout at every point.
+
+    Args:
+        closure: the user's.
+        sweep, store: the trained tensors and how they are moved.
+        interrupts: those of the step, allowed while the closure runs.
+        rewinds: whether to set torch's generators back between points.
+    """
+
+    def __init__(
+        self, closure: Closure, sweep: Sweep, store: Store, interrupts: DeferredInterrupts, *, rewinds: bool = True
+    ):
+        self._closure = closure
+        self._sweep = sweep
+        self._store = store
+        self._interrupts = interrupts
+        self._tangents: list[list[torch.Tensor]] | None = None
+        self._calls = 0
+        self.rewind = Rewound({part.control.device for part in sweep.parts}) if rewinds else lambda: None
+
+    def here(self) -> torch.Tensor:
+        self._store.home()
+        return self._loss()
+
+    def at(self, direction: int, sign: float) -> torch.Tensor:
+        self._store.move(direction, sign)
+        return self._loss()
+
+    def attempt(self, update: Update) -> torch.Tensor:
+        """The loss at what `update` would make of the weights."""
+        self._store.attempt(update)
+        return self._loss()
+
+    def along(self, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from pyzo.forward import directional_derivative
+
+        self._store.home()
+        parts = self._sweep.parts
+        if self._tangents is None:
+            self._tangents = [[torch.zeros_like(t, requires_grad=False) for t in part.tensors] for part in parts]
+        else:
+            for tangents in self._tangents:
+                torch._foreach_zero_(tangents)
+        for index, tangents in enumerate(self._tangents):
+            self._sweep.run(index, dst=tangents, perturb=(direction, 1.0))
+        weights = [t for part in parts for t in part.tensors]
+        loss, derivative = self._call(
+            lambda: directional_derivative(self._closure, weights, [t for own in self._tangents for t in own])
+        )
+        return self._scalar(loss), self._scalar(derivative)
+
+    def _loss(self) -> torch.Tensor:
+        return self._scalar(self._call(self._closure))
+
+    def _call(self, closure: Closure) -> Any:
+        if self._calls:
+            self.rewind()
+        self._calls += 1
+        with self._interrupts.allowed(), torch.no_grad():
+            return closure()
+
+    @staticmethod
+    def _scalar(loss: Any) -> torch.Tensor:
+        if isinstance(loss, (int, float)):
+            loss = torch.tensor(loss, dtype=torch.float64)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TypeError(f"closure: expected it to return a real scalar loss, got {what}")
+        loss = loss.detach().reshape(())
+        return loss if loss.is_floating_point() else loss.double()  # a count of errors is a loss too
+
+
+def warn_of_quantum(loss: torch.Tensor, eps: float) -> None:
+    """Warns that losses of a 16-bit dtype make coarse coefficients."""
+    quantum = torch.finfo(loss.dtype).eps / 2  # of numbers in [1/2, 1)
+    warnings.warn(
+        f"closure returns a {loss.dtype} loss: between 0.5 and 1 such losses are {quantum:.2g} apart, so "
+        f"coefficients are multiples of {quantum / (2 * eps):.2g} at eps={eps:g}. Compute the loss in float32.",
+        stacklevel=4,
+    )
