@@ -14,7 +14,7 @@ from pyzo.timing import Provider, Samples, interleave
 
 DTYPES = (torch.float32, torch.bfloat16)
 MANY = 4  # directions
-TARGET = 8.0  # least ratio to the eager update alone (issue 3)
+TARGET = 8.0  # least ratio to the two eager sweeps that the pass replaces (issue 3)
 SEED = 1
 
 
@@ -37,13 +37,13 @@ METHODS = (
 
 def run(recorder: Recorder) -> None:
     """Adds the rows of all tensor lists, dtypes and distributions."""
-    lists = {"one tensor": shapes.one(1 << (12 if recorder.dry_run else 26)), "MiniLM": shapes.minilm()}
+    lists = {"one tensor": shapes.one(1 << (12 if recorder.dry_run else 25)), "MiniLM": shapes.minilm()}
     if recorder.dry_run:
         lists["MiniLM"] = [(3,), (65,), (17, 12)]
     for name, sizes in lists.items():
         for dtype in DTYPES:
             for distribution in DISTRIBUTIONS:
-                compare(recorder, name, sizes, dtype, distribution, repeats=3 if recorder.dry_run else 9)
+                compare(recorder, name, sizes, dtype, distribution, repeats=3 if recorder.dry_run else 7)
 
 
 def compare(
@@ -89,8 +89,7 @@ def compare(
         )
     for what, state in fused:
         numbers = compared(config, samples, what, samples[f"pyzo {what} {state}"])
-        if what != "conservative":
-            numbers |= against(TARGET, numbers["ratio"]["of_medians"])
+        numbers |= against(TARGET, numbers["ratio_same_work"]["of_medians"])
         recorder.add(
             f"restore+update {what}",
             f"pyzo {distribution}",

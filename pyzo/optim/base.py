@@ -243,7 +243,14 @@ class ZOOptimizer(torch.optim.Optimizer):
         with DeferredInterrupts() as interrupts:
             sweep = self._prepare()
             with_grad = self._count_grads()
-            points = Points(closure, sweep, self.store, interrupts, rewinds=self._mode != "recording")
+            points = Points(
+                closure,
+                sweep,
+                self.store,
+                interrupts,
+                rewinds=self._mode != "recording",
+                every_operator=self._losses_seen == 0,  # what the closure calls hardly changes later
+            )
             self.store.open(sweep)  # allocates, so it may fail; nothing has begun yet
             headers = [control.remember() for control in self._controls.values()]
             try:
@@ -255,8 +262,10 @@ class ZOOptimizer(torch.optim.Optimizer):
                     raise RuntimeError("closure: expected no backward pass, but parameters have new gradients")
                 loss = self._estimate(values)
                 self._update(points, values)
+                torch.clear_autocast_cache()
             except BaseException:  # the step leaves no trace: weights, generators and counters are as they were
                 self.store.restore()
+                torch.clear_autocast_cache()
                 points.rewind()
                 for control, header in zip(self._controls.values(), headers, strict=True):
                     control.recall(header)

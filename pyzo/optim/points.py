@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pyzo.forward import directional_derivative, new_tangents
 from pyzo.generators import Rewound
 from pyzo.interrupts import DeferredInterrupts
 from pyzo.passes import Sweep, Update
@@ -22,15 +23,24 @@ class Points:
         sweep, store: the trained tensors and how they are moved.
         interrupts: those of the step, allowed while the closure runs.
         rewinds: whether to set torch's generators back between points.
+        every_operator: as `pyzo.forward.directional_derivative` takes it.
     """
 
     def __init__(
-        self, closure: Closure, sweep: Sweep, store: Store, interrupts: DeferredInterrupts, *, rewinds: bool = True
+        self,
+        closure: Closure,
+        sweep: Sweep,
+        store: Store,
+        interrupts: DeferredInterrupts,
+        *,
+        rewinds: bool = True,
+        every_operator: bool = False,
     ):
         self._closure = closure
         self._sweep = sweep
         self._store = store
         self._interrupts = interrupts
+        self._every_operator = every_operator
         self._tangents: list[list[torch.Tensor]] | None = None
         self._calls = 0
         self.rewind = Rewound({part.control.device for part in sweep.parts}) if rewinds else lambda: None
@@ -49,32 +59,28 @@ class Points:
         return self._loss()
 
     def along(self, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
-        from pyzo.forward import directional_derivative
-
         self._store.home()
         parts = self._sweep.parts
         if self._tangents is None:
-            self._tangents = [[torch.zeros_like(t, requires_grad=False) for t in part.tensors] for part in parts]
-        else:
-            for tangents in self._tangents:
-                torch._foreach_zero_(tangents)
+            self._tangents = [new_tangents(part.tensors) for part in parts]
         for index, tangents in enumerate(self._tangents):
+            torch._foreach_zero_(tangents)
             self._sweep.run(index, dst=tangents, perturb=(direction, 1.0))
         weights = [t for part in parts for t in part.tensors]
-        loss, derivative = self._call(
-            lambda: directional_derivative(self._closure, weights, [t for own in self._tangents for t in own])
-        )
+        tangents = [t for own in self._tangents for t in own]
+        loss, derivative = directional_derivative(self._call, weights, tangents, every_operator=self._every_operator)
         return self._scalar(loss), self._scalar(derivative)
 
     def _loss(self) -> torch.Tensor:
-        return self._scalar(self._call(self._closure))
+        return self._scalar(self._call())
 
-    def _call(self, closure: Closure) -> Any:
+    def _call(self) -> Any:
         if self._calls:
             self.rewind()
         self._calls += 1
+        torch.clear_autocast_cache()  # casts of the weights as they were at the point before
         with self._interrupts.allowed(), torch.no_grad():
-            return closure()
+            return self._closure()
 
     @staticmethod
     def _scalar(loss: Any) -> torch.Tensor:
