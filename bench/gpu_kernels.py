@@ -1,12 +1,14 @@
 """GPU stage: each kernel's share of the device's own copy bandwidth, measured by events in the same run."""
 
+from functools import partial
+
 import torch
 
 from bench import gpu_stage
 from bench.cases import shapes
 from bench.harness import Recorder, against, speedup, summary
 from bench.pass_kinds import DISTRIBUTIONS, EPS, PassKinds
-from pyzo import baselines, ops
+from pyzo import baselines, control, ops
 from pyzo.timing import Provider, interleave
 
 NBYTES = {True: 1 << 14, False: 4 << 30}  # of weights; dry run, real
@@ -24,11 +26,12 @@ def target(dtype: torch.dtype, distribution: str, what: str) -> float | None:
 
 
 def main() -> None:
-    """One large tensor in each dtype, then the tensors of OPT-13B in bfloat16 where they fit."""
+    """One large tensor in each dtype, under every rule, then the tensors of OPT-13B in bfloat16 where they fit."""
     recorder = gpu_stage.begin("kernels")
     for dtype in ops.DTYPES:
         sizes = shapes.one(NBYTES[recorder.dry_run] // dtype.itemsize)
         compare(recorder, "one tensor", sizes, dtype, many=MANY)
+        compare_rules(recorder, NBYTES[recorder.dry_run] // dtype.itemsize, dtype)
     model = {"hidden": 8, "layers": 2, "vocabulary": 64} if recorder.dry_run else {"hidden": 5120, "layers": 40}
     sizes = shapes.opt(**model)
     needed = 2.2 * 2 * shapes.elements(sizes)
@@ -87,6 +90,39 @@ def compare(
             if least is not None:
                 numbers |= against(least, numbers["copy_share"]["of_medians"])
         recorder.add(what, provider, {**config, "directions": directions}, **numbers)
+
+
+def compare_rules(recorder: Recorder, elements: int, dtype: torch.dtype) -> None:
+    """Adds the rows of one tensor under every rule with every dtype of its states, and of a masked update by SGD.
+
+    What an update moves is the weight and the states, read and written; the copy is that of the weights alone.
+    """
+    weights = torch.empty(elements, dtype=dtype, device=recorder.device).normal_(0, 0.02)
+    other = torch.empty_like(weights)
+    stochastic = dtype.itemsize == 2
+    for rule, masked in (*((rule, False) for rule in ops.RULES), ("sgd", True)):
+        for state_dtype in (torch.float32, torch.bfloat16) if ops.STATES[rule] else (torch.float32,):
+            kinds = {
+                distribution: PassKinds([weights], distribution=distribution, rule=rule, state_dtype=state_dtype)
+                for distribution in DISTRIBUTIONS
+            }
+            for kind in kinds.values():
+                kind.control[control.LINES, control.KEEP] = control.KEEP_ALL // 2
+            update = {"undo": 0, "undo_sign": 1.0, "directions": 1, "stochastic": stochastic, "masked": masked}
+            providers = [Provider(name, partial(kind.run, **update)) for name, kind in kinds.items()]
+            providers.append(Provider("copy", lambda: other.copy_(weights)))
+            samples = interleave(providers, repeats=REPEATS[recorder.dry_run], device=recorder.device)
+            moved = 2 * (dtype.itemsize + ops.STATES[rule] * state_dtype.itemsize)  # bytes per element
+            config = {"tensors": "one tensor", "elements": elements, "dtype": str(dtype).removeprefix("torch.")}
+            config["state"] = str(state_dtype).removeprefix("torch.") if ops.STATES[rule] else None
+            for distribution in DISTRIBUTIONS:
+                numbers: dict[str, object] = summary(samples[distribution])
+                numbers["elements_per_s"] = elements / numbers["median_s"]
+                numbers["bytes_per_s"] = moved * numbers["elements_per_s"]
+                share = speedup(samples["copy"], samples[distribution])
+                numbers["copy_share"] = {key: value * moved / (2 * dtype.itemsize) for key, value in share.items()}
+                what = f"restore+update {rule}" + (" masked" if masked else "")
+                recorder.add(what, f"pyzo {distribution}", config, **numbers)
 
 
 def noise(tensors: list[torch.Tensor], distribution: str):

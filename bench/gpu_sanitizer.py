@@ -10,6 +10,7 @@ import torch
 from bench import gpu_stage
 from bench.pass_kinds import DISTRIBUTIONS, PassKinds
 from pyzo import ops
+from pyzo.control import KEEP, KEEP_ALL, LINES
 
 TOOLS = ("memcheck", "racecheck")
 SIZES = (0, 1, 3, 4, 5, 63, 64, 65, 2047, 2048, 2049, 100003)
@@ -67,21 +68,38 @@ def check(recorder, path: str, tool: str) -> bool:
 
 
 def work(device: str) -> None:
-    """Every kind of pass and of noise on tensors of all sizes, aligned and not, one direction and four."""
+    """Every kind of pass by every rule, and noise, on tensors of all sizes, aligned and not; one direction and four."""
     for dtype in ops.DTYPES:
         aligned = [torch.zeros(n, dtype=dtype, device=device) for n in SIZES]
         shifted = [torch.zeros(n + 1, dtype=dtype, device=device)[1:] for n in SIZES]
         for distribution in DISTRIBUTIONS:
-            for directions in (1, 4):
-                for call in (
-                    PassKinds(aligned + shifted, distribution=distribution, directions=directions).calls().values()
-                ):
-                    call()
+            for rule, states in ops.STATES.items():
+                for state_dtype in (torch.float32, torch.bfloat16) if states else (torch.float32,):
+                    passes(aligned + shifted, distribution, rule, state_dtype)
             for tensor in aligned + shifted:
                 code = ops.distribution_code(distribution)
                 ops.noise_(tensor, seed=1, key=2, base=3, inner=0, stride=0, distribution=code)
+    control = ops.control(4, 3, device)
+    ops.begin_step_(control)
+    losses = torch.arange(9, dtype=torch.float64, device=device)
+    for kind, scaling in ((0, 0), (1, 0), (2, 0), (1, 1), (0, 2)):
+        ops.estimate_(control, losses, kind=kind, q=4, scaling=scaling)
+    ops.choose_(control, losses[:3])
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def passes(tensors: list[torch.Tensor], distribution: str, rule: str, state_dtype: torch.dtype) -> None:
+    """Every kind of pass over the tensors; those without update once, with the rule sgd."""
+    for directions in (1, 4):
+        kinds = PassKinds(tensors, distribution=distribution, directions=directions, rule=rule, state_dtype=state_dtype)
+        if rule == "sgd":
+            for call in kinds.calls().values():
+                call()
+            kinds.conservative(stochastic=True)
+        kinds.restore_update(stochastic=False)
+        kinds.control[LINES, KEEP] = KEEP_ALL // 2
+        kinds.run(undo=0, undo_sign=1.0, directions=directions, stochastic=True, masked=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.machine import ROOT
 
 DTYPES = {"0": "fp32", "1": "bf16", "2": "fp16"}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DISTRIBUTIONS = ("normal", "rademacher")
-CUDA_SOURCE = "csrc/cuda/kernels.cu"
+RULES = {0: ("sgd", 0), 1: ("sign", 0), 2: ("momentum", 1), 3: ("adam", 2)}  # and the states they keep
+CUDA_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 
 
 class Missing(Exception):
@@ -47,11 +50,12 @@ def output(*command: str) -> str:
     return done.stdout
 
 
-def cubin(architecture: int, folder: Path) -> Path:
-    """Machine code of the kernels for one architecture, compiled with the flags of the build."""
-    target = folder / f"kernels.{architecture}.cubin"
-    compile_cubin(CUDA_SOURCE, architecture, target)
-    return target
+def cubins(architecture: int, folder: Path) -> list[Path]:
+    """Machine code of all kernels for one architecture, compiled with the flags of the build."""
+    made = [(source, folder / f"{Path(source).stem}.{architecture}.cubin") for source in CUDA_SOURCES]
+    for source, target in made:
+        compile_cubin(source, architecture, target)
+    return [target for _, target in made]
 
 
 def compile_cubin(source: str, architecture: int, target: Path, *extra: str) -> str:
@@ -64,9 +68,9 @@ def compile_cubin(source: str, architecture: int, target: Path, *extra: str) -> 
 
 def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     """Registers, stack and spilled bytes of every kernel, as ptxas reports them."""
-    report = compile_cubin(CUDA_SOURCE, architecture, folder / "kernels.cubin", "-Xptxas=-v")
+    reports = [compile_cubin(source, architecture, folder / "kernels.cubin", "-Xptxas=-v") for source in CUDA_SOURCES]
     found = {}
-    for part in report.split("Compiling entry function '")[1:]:
+    for part in (part for report in reports for part in report.split("Compiling entry function '")[1:]):
         stack, stores, loads = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part
         ).groups()
@@ -77,15 +81,53 @@ def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-KINDS = {1: "perturb", 2: "update", 4: "undo", 5: "undo+perturb", 6: "undo+update", 8: "many directions"}
+KINDS = {1: "perturb", 2: "update", 4: "undo", 5: "undo+perturb", 6: "undo+update", 8: "general"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The template arguments of a kernel over tensors, read from its mangled name; None where it has no such one."""
+
+    name: str
+    dtype: str | None = None
+    state_dtype: str | None = None
+    distribution: str | None = None
+    stochastic: bool | None = None
+    kind: str | None = None
+    rule: str | None = None
+    states: int = 0
+
+    @classmethod
+    def parse(cls, mangled: str) -> "Kernel":
+        name = re.search(r"\d([a-z]+(?:_[a-z]+)*_kernel)", mangled)
+        # The second argument of a type that occurred names it by a substitution, S2_ or the like.
+        dtypes = [DTYPES[code] for code in re.findall(r"L(?:N\w*?5DtypeE|S\d*_)(\d)E", mangled)]
+        numbers = [int(code) for code in re.findall(r"Li(\d+)E", mangled)]
+        flags = re.findall(r"Lb(\d)E", mangled)
+        rule, states = RULES[numbers[2]] if len(numbers) > 2 else (None, 0)
+        return cls(
+            name[1] if name else mangled,
+            dtypes[0] if dtypes else None,
+            dtypes[1] if len(dtypes) > 1 and states else None,
+            DISTRIBUTIONS[numbers[0]] if numbers else None,
+            flags[0] == "1" if flags else None,
+            KINDS[numbers[1]] if len(numbers) > 1 else None,
+            rule,
+            states,
+        )
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the kernel stores for one element: its weight or noise, and its states."""
+        return BYTES[self.dtype or "fp32"] + self.states * BYTES[self.state_dtype or "fp32"]
+
+    def __str__(self) -> str:
+        rounding = {None: None, True: "stochastic", False: "nearest"}[self.stochastic]
+        state = self.state_dtype and f"state {self.state_dtype}"
+        words = (self.name, self.dtype, self.distribution, rounding, self.kind, self.rule, state)
+        return " ".join(word for word in words if word)
 
 
 def short_name(mangled: str) -> str:
-    """A kernel's name with its template arguments, as in "pass_kernel bf16 normal stochastic undo+update"."""
-    name = re.search(r"\d([a-z]+(?:_[a-z]+)*_kernel)", mangled)
-    words = [name[1] if name else mangled]
-    words += [DTYPES[code] for code in re.findall(r"5DtypeE(\d)E", mangled)]
-    numbers = [int(code) for code in re.findall(r"Li(\d+)E", mangled)]  # distribution, then the kind of pass
-    words += [DISTRIBUTIONS[code] for code in numbers[:1]]
-    words += ["stochastic" if flag == "1" else "nearest" for flag in re.findall(r"Lb(\d)E", mangled)]
-    return " ".join([*words, *(KINDS[code] for code in numbers[1:])])
+    """A kernel's name with its template arguments, as in "pass_kernel bf16 normal stochastic undo+update sgd"."""
+    return str(Kernel.parse(mangled))

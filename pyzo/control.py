@@ -56,12 +56,12 @@ class Control:
         self._rows = list(rows)
 
     def remember(self) -> torch.Tensor:
-        """A copy of seed and counters on the device, for `recall`."""
-        return self.tensor[0].clone()
+        """A copy on the device, for `recall`."""
+        return self.tensor.clone()
 
-    def recall(self, header: torch.Tensor) -> None:
-        """Undo the counting of a step that failed, without waiting for the device."""
-        self.tensor[0].copy_(header)
+    def recall(self, copy: torch.Tensor) -> None:
+        """Undo what a step wrote that failed (counters, seeds, losses), without waiting for the device."""
+        self.tensor.copy_(copy)
 
     def read_header(self) -> dict[str, int]:
         """Run seed and counters, as `write_header` takes them."""

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Namespaces whose operators either have a forward-mode rule or raise because they have none (those of `prims` drop).
 _TORCH_NAMESPACES = ("aten", "prim")
-_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)
 _APPLY = torch.autograd.Function.apply.__func__.__code__
 _AUTOGRAD_KEYS = (
     torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
@@ -120,20 +118,3 @@ class EveryOperator(TorchDispatchMode):
         if any(map(_is_float, _tensors(result))):
             raise refusal
         return result
-
-
-class PythonOperators(TorchFunctionMode):
-    """The same for operators that Python calls, and all that these call in turn; the rest of torch runs as it is."""
-
-    def __init__(self, parameters: Parameters):
-        super().__init__()
-        self._parameters = parameters
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if not forward_ad._is_fwd_grad_enabled():
-            self._parameters.check(args, kwargs)
-        if isinstance(func, _OPERATORS) and str(func).partition(".")[0] not in _TORCH_NAMESPACES:
-            with EveryOperator(self._parameters):
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyzo import reference
+
 PATH = Path(__file__).with_name("golden.txt")
 
 
 @dataclass(frozen=True)
 class Field:
-    """A shard of noise, or of a step on it, and the hash of its bits."""
+    """A shard of noise, and the hash of its bits."""
 
     distribution: str
     dtype: str
@@ -22,19 +24,43 @@ class Field:
     stride: int
     n: int
     hash: int
-    rounding: str | None = None  # of the lines of a pass
 
     @classmethod
-    def parse(cls, words: list[str], rounding: str | None = None) -> "Field":
-        return cls(*words[:2], *(int(word) for word in words[2:8]), int(words[8], 16), rounding)
+    def parse(cls, words: list[str]) -> "Field":
+        return cls(*words[:2], *(int(word) for word in words[2:8]), int(words[8], 16))
 
     def __str__(self) -> str:
-        name = f"{self.distribution}-{self.dtype}" + (f"-{self.rounding}" if self.rounding else "")
-        return f"{name}-{self.seed:x}-{self.key:x}-{self.base}+{self.inner}x{self.stride}-{self.n}"
+        place = f"{self.base}+{self.inner}x{self.stride}"
+        return f"{self.distribution}-{self.dtype}-{self.seed:x}-{self.key:x}-{place}-{self.n}"
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The first steps of a rule on a shard of weights, and the hashes of weights and states after them.
+
+    The seed of the field is that of the run.
+    """
+
+    rule: str
+    option: int
+    state_dtype: str  # "-" of a rule without state
+    keep: int
+    rounding: str
+    field: Field
+    hashes: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, words: list[str]) -> "Steps":
+        rule, option, state_dtype, keep, distribution, dtype, rounding, *rest = words
+        field = Field.parse([distribution, dtype, *rest[:7]])
+        return cls(rule, int(option), state_dtype, int(keep), rounding, field, tuple(int(h, 16) for h in rest[6:]))
+
+    def __str__(self) -> str:
+        return f"{self.rule}-{self.option}-{self.state_dtype}-{self.keep}-{self.rounding}-{self.field}"
 
 
 def lines() -> list[list[str]]:
@@ -46,8 +72,8 @@ def noise_lines() -> list[Field]:
     return [Field.parse(words) for words in lines() if words[0] not in ("seed", "pass")]
 
 
-def pass_lines() -> list[Field]:
-    return [Field.parse(words[1:3] + words[4:], words[3]) for words in lines() if words[0] == "pass"]
+def pass_lines() -> list[Steps]:
+    return [Steps.parse(words[1:]) for words in lines() if words[0] == "pass"]
 
 
 def seed_lines() -> list[tuple[int, int, int, int]]:
@@ -72,17 +98,36 @@ def hash_of(values: np.ndarray | torch.Tensor) -> int:
     return int(mix64(index * np.uint64(0x9E3779B97F4A7C15) ^ patterns).sum(dtype=np.uint64))
 
 
-def pass_step(ops: object, field: Field, device: str = "cpu") -> torch.Tensor:
-    """The weights after the step that golden.txt documents, by `ops`: pyzo.reference or torch.ops.pyzo."""
+def pass_hashes(ops: object, steps: Steps, device: str = "cpu") -> tuple[int, ...]:
+    """Hashes of the weights and states after the steps that golden.txt documents.
+
+    `ops` makes them: pyzo.reference or torch.ops.pyzo.
+    """
+    field = steps.field
     shard = (field.base, field.inner, field.stride)
     weights = torch.empty(field.n, dtype=field.torch_dtype, device=device)
     ops.noise_(weights, 1, field.key, *shard, 0)
-    control = torch.zeros(4, 12, dtype=torch.int64, device=device)
-    control[0, 4] = np.array(field.seed, np.uint64).astype(np.int64).item()
-    control.view(torch.float64)[3, :3] = torch.tensor([0.5, 0.01, 0.1], dtype=torch.float64)
-    ops.begin_step_(control)
-    ops.estimate_two_sided_(control, torch.tensor([1.0, 0.75, 0.5, 0.625], dtype=torch.float64, device=device))
-    table = torch.tensor([[field.key, *shard, 0]])
-    distribution = ("normal", "rademacher").index(field.distribution)
-    ops.pass_([], [weights], table, control, distribution, 1, 1.0, 2, 0, 1.0, field.rounding == "stochastic")
-    return weights
+    names = reference.STATES[steps.rule]
+    states = [torch.zeros(field.n, dtype=getattr(torch, steps.state_dtype), device=device) for _ in names]
+    row = reference.Row(
+        lr=0.5,
+        eps=0.01,
+        weight_decay=0.1,
+        beta1=0.9,
+        beta2=0.99,
+        dampening=0.25,
+        rule_eps=1e-3,
+        option=bool(steps.option),
+        keep=steps.keep,
+    )
+    control = reference.new_control(2, [row], field.seed).to(device)
+    losses = torch.tensor([1.0, 0.75, 0.5, 0.625], dtype=torch.float64, device=device)
+    update = (reference.RULES.index(steps.rule), 2, 1.0, False, False)
+    how = (steps.rounding == "stochastic", steps.keep < 65536)
+    for _ in range(2 if states else 1):
+        ops.begin_step_(control)
+        ops.estimate_(control, losses, 0, 2, 0)
+        distribution = reference.DISTRIBUTIONS.index(field.distribution)
+        table = torch.tensor([[field.key, *shard, 0]])
+        ops.pass_([], [weights], states, table, control, distribution, 1, 1.0, *update, 0, 1.0, *how)
+    return tuple(hash_of(t) for t in (weights, *states))

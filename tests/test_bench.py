@@ -21,7 +21,7 @@ from bench.cases import sass, shapes
 from bench.pass_kinds import DISTRIBUTIONS, EPS, LR, PassKinds
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("golden", "tests", "sanitizer", "kernels", "step")
+STAGES = ("golden", "tests", "sanitizer", "kernels", "step", "capture")
 ROW_FIELDS = {
     "case",
     "what",

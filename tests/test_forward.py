@@ -49,11 +49,6 @@ def agrees(closure: Callable[[], torch.Tensor], parameters: Sequence[torch.Tenso
     return derivative.item()
 
 
-@pytest.fixture(params=[True, False], ids=["every operator", "python operators"])
-def every_operator(request: pytest.FixtureRequest) -> bool:
-    return request.param
-
-
 # The derivative ------------------------------------------------------------------------------------------------------
 
 
@@ -91,9 +86,9 @@ def tiny(device: str) -> Tiny:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_transformer_with_tied_embedding(tiny, ids, training, every_operator):
+def test_transformer_with_tied_embedding(tiny, ids, training):
     tiny.train(training)  # in eval mode, without gradients, nn.MultiheadAttention would take its fused path
-    agrees(lambda: tiny(ids), list(tiny.parameters()), every_operator=every_operator)
+    agrees(lambda: tiny(ids), list(tiny.parameters()))
 
 
 def test_dropout_draws_what_a_plain_forward_draws(ids):
@@ -126,14 +121,13 @@ def hugging_face(architecture: str, attention: str, dtype: torch.dtype = torch.f
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["bert", "opt", "llama"])
-def test_hugging_face_models(architecture, attention, ids, every_operator):
+def test_hugging_face_models(architecture, attention, ids):
     model = hugging_face(architecture, attention).to(ids.device).train()  # in train mode: dropout
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     agrees(
         lambda: model(input_ids=ids, attention_mask=mask, labels=ids).loss,
         list(model.parameters()),
-        every_operator=every_operator,
     )
 
 
@@ -227,7 +221,7 @@ def test_results_alias_neither_parameter_nor_tangent():
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_trace_is_left(error, dtype, every_operator):
+def test_no_trace_is_left(error, dtype):
     special = torch.tensor([-0.0, float("inf"), 1.0, float("nan")], dtype=dtype)
     integers = torch.int32 if dtype == torch.float32 else torch.int16
     special.view(integers)[3] |= 5  # a NaN with a payload
@@ -251,10 +245,10 @@ def test_no_trace_is_left(error, dtype, every_operator):
 
     flags = global_flags()
     if error is None:
-        directional_derivative(closure, parameters, tangents, every_operator=every_operator)
+        directional_derivative(closure, parameters, tangents)
     else:
         with pytest.raises(error, match="inside"):
-            directional_derivative(closure, parameters, tangents, every_operator=every_operator)
+            directional_derivative(closure, parameters, tangents)
     assert linear.weight is parameters[0] and linear.bias is parameters[1]
     for p, bits in zip(parameters, before, strict=True):
         assert torch.equal(p.detach().view(integers), bits)
@@ -318,14 +312,8 @@ def test_compiled_functions_run_eagerly():
     linear = nn.Linear(4, 1)
     compiled = torch.compile(linear, backend=refuse)
     agrees_with = directional_derivative(lambda: linear(torch.ones(1, 4)), [linear.weight], direction([linear.weight]))
-    for every_operator in (True, False):
-        result = directional_derivative(
-            lambda: compiled(torch.ones(1, 4)),
-            [linear.weight],
-            direction([linear.weight]),
-            every_operator=every_operator,
-        )
-        assert result == agrees_with
+    arguments = [linear.weight], direction([linear.weight])
+    assert directional_derivative(lambda: compiled(torch.ones(1, 4)), *arguments) == agrees_with
 
 
 def test_torch_dynamo_is_not_imported():
@@ -334,8 +322,7 @@ def test_torch_dynamo_is_not_imported():
         import sys, torch
         from pyzo.forward import directional_derivative
         weight = torch.ones(3, requires_grad=True)
-        for every in (True, False):
-            directional_derivative(lambda: weight.square().sum(), [weight], [torch.ones(3)], every_operator=every)
+        directional_derivative(lambda: weight.square().sum(), [weight], [torch.ones(3)])
         assert "torch._dynamo" not in sys.modules
         """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
@@ -383,8 +370,8 @@ def weight(device: str) -> torch.Tensor:
     return torch.randn(5, generator=torch.Generator().manual_seed(2)).to(device).requires_grad_()
 
 
-def derive(closure: Callable[[], torch.Tensor], weight: torch.Tensor, every_operator: bool) -> float:
-    return directional_derivative(closure, [weight], direction([weight]), every_operator=every_operator)[1].item()
+def derive(closure: Callable[[], torch.Tensor], weight: torch.Tensor) -> float:
+    return directional_derivative(closure, [weight], direction([weight]))[1].item()
 
 
 @pytest.mark.parametrize(
@@ -398,9 +385,9 @@ def derive(closure: Callable[[], torch.Tensor], weight: torch.Tensor, every_oper
         ("kernel", lambda w: torch.ops.pyzo_test.around(w) + w),
     ],
 )
-def test_operators_without_a_rule_are_refused_by_name(library, weight, name, call, every_operator):
+def test_operators_without_a_rule_are_refused_by_name(library, weight, name, call):
     with pytest.raises(RuntimeError, match=rf"^pyzo_test::{name}: this operator has no forward-mode rule"):
-        derive(lambda: call(weight).sum() + weight.sum(), weight, every_operator)
+        derive(lambda: call(weight).sum() + weight.sum(), weight)
 
 
 class Twice(torch._ops.HigherOrderOperator):
@@ -408,33 +395,33 @@ class Twice(torch._ops.HigherOrderOperator):
         return super().__call__(x)
 
 
-def test_higher_order_operators_are_refused_by_name(weight, every_operator):
+def test_higher_order_operators_are_refused_by_name(weight):
     twice = Twice("pyzo_test_twice")
     twice.py_impl(torch._C.DispatchKey.CompositeExplicitAutograd)(lambda x: x * 2)
     for key in (torch._C.DispatchKey.AutogradCPU, torch._C.DispatchKey.AutogradCUDA):
         twice.fallthrough(key)
     with pytest.raises(RuntimeError, match=r"^pyzo_test_twice: this operator has no forward-mode rule"):
-        derive(lambda: twice(weight).sum() + weight.sum(), weight, every_operator)
-    value = derive(lambda: twice(torch.ones(5, device=weight.device)).sum() + weight.sum(), weight, every_operator)
+        derive(lambda: twice(weight).sum() + weight.sum(), weight)
+    value = derive(lambda: twice(torch.ones(5, device=weight.device)).sum() + weight.sum(), weight)
     assert value == pytest.approx(direction([weight])[0].sum().item(), rel=1e-5)
 
 
-def test_custom_op_with_register_autograd_is_refused_by_name(custom_op, weight, every_operator):
+def test_custom_op_with_register_autograd_is_refused_by_name(custom_op, weight):
     with forward_ad.dual_level(), torch.no_grad():  # why: torch drops it silently
         dual = forward_ad.make_dual(weight, weight.detach())
         assert forward_ad.unpack_dual(custom_op(dual)).tangent is None
     with pytest.raises(RuntimeError, match=r"^pyzo_test::custom: this operator has no forward-mode rule"):
-        derive(lambda: custom_op(weight).sum() + weight.sum(), weight, every_operator)
+        derive(lambda: custom_op(weight).sum() + weight.sum(), weight)
 
 
-def test_operators_of_pyzo_are_refused_too(weight, every_operator):
+def test_operators_of_pyzo_are_refused_too(weight):
     def closure():
         y = weight * 2
         pyzo.ops.noise_(y, seed=1, key=1, base=0, inner=0, stride=0, distribution=0)
         return y.sum()
 
     with pytest.raises(RuntimeError, match=r"^pyzo::noise_: this operator has no forward-mode rule"):
-        derive(closure, weight, every_operator)
+        derive(closure, weight)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")
@@ -444,10 +431,10 @@ def test_operators_that_cpp_calls_are_refused_by_name(custom_op, weight):
         return torch.ops.pyzo_test.custom(x)
 
     with pytest.raises(RuntimeError, match="pyzo_test::custom: this operator has no forward-mode rule"):
-        derive(lambda: scripted(weight).sum() + weight.sum(), weight, every_operator=True)
+        derive(lambda: scripted(weight).sum() + weight.sum(), weight)
 
 
-def test_what_keeps_tangents_passes(library, custom_op, weight, every_operator):
+def test_what_keeps_tangents_passes(library, custom_op, weight):
     total = direction([weight])[0].sum().item()
 
     def closure():
@@ -459,7 +446,7 @@ def test_what_keeps_tangents_passes(library, custom_op, weight, every_operator):
         torch.ops.pyzo_test.write_(buffer, constant)
         return torch.ops.pyzo_test.composite(weight).sum() + 0 * (buffer.sum() + position)
 
-    assert derive(closure, weight, every_operator) == pytest.approx(2 * total, rel=1e-5)
+    assert derive(closure, weight) == pytest.approx(2 * total, rel=1e-5)
 
 
 class Ruled(torch.autograd.Function):
@@ -489,13 +476,11 @@ class ReadsInRule(torch.autograd.Function):
         return 2 * ctx.read() * tangent
 
 
-def test_a_function_with_a_rule_passes(library, weight, every_operator):
+def test_a_function_with_a_rule_passes(library, weight):
     tangent = direction([weight])[0]
-    value = derive(
-        lambda: Ruled.apply(torch.full((5,), 3.0, device=weight.device), weight).sum(), weight, every_operator
-    )
+    value = derive(lambda: Ruled.apply(torch.full((5,), 3.0, device=weight.device), weight).sum(), weight)
     assert value == pytest.approx(5 * tangent.sum().item(), rel=1e-5)
-    value = derive(lambda: ReadsInRule.apply(weight[:], lambda: weight * 1).sum(), weight, every_operator)
+    value = derive(lambda: ReadsInRule.apply(weight[:], lambda: weight * 1).sum(), weight)
     assert value == pytest.approx(2 * (tangent * weight).sum().item(), rel=1e-5)
 
 
@@ -505,22 +490,21 @@ class Unruled(torch.autograd.Function):
         return read(x) * 2
 
 
-def test_a_function_without_a_rule_raises_torchs_error(weight, every_operator):
+def test_a_function_without_a_rule_raises_torchs_error(weight):
     with pytest.raises(NotImplementedError, match="must implement the jvp function"):
-        derive(lambda: Unruled.apply(weight).sum(), weight, every_operator)
+        derive(lambda: Unruled.apply(weight).sum(), weight)
 
 
-def test_a_function_that_reads_a_parameter_it_was_not_given_is_refused(weight, every_operator):
+def test_a_function_that_reads_a_parameter_it_was_not_given_is_refused(weight):
     with pytest.raises(RuntimeError, match=r"Unruled: this torch.autograd.Function reads parameters\[0\]"):
         derive(
             lambda: Unruled.apply(torch.ones(5, device=weight.device), lambda x: x * weight).sum() + weight.sum(),
             weight,
-            every_operator,
         )
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_checkpointing(weight, every_operator):
+def test_checkpointing(weight):
     """Under frozen embeddings nothing that enters the first block carries a tangent: torch itself would not object."""
     block = nn.Linear(5, 5, device=weight.device)
     block.weight.requires_grad_(False)
@@ -534,8 +518,8 @@ def test_checkpointing(weight, every_operator):
     with pytest.raises(
         RuntimeError, match=r"^torch\.utils\.checkpoint\.CheckpointFunction: .* pass use_reentrant=False"
     ):
-        derive(lambda: closure(True), weight, every_operator)
-    agrees(lambda: closure(False), [weight], every_operator=every_operator)
+        derive(lambda: closure(True), weight)
+    agrees(lambda: closure(False), [weight])
 
 
 @pytest.mark.parametrize(
@@ -543,12 +527,12 @@ def test_checkpointing(weight, every_operator):
 )
 def test_a_loss_without_a_tangent_is_an_error(weight, loss):
     with pytest.raises(RuntimeError, match="closure: the loss carries no derivative"):
-        derive(lambda: loss(weight), weight, True)
+        derive(lambda: loss(weight), weight)
 
 
 def test_a_derivative_of_zero_is_no_error(weight):
-    assert derive(lambda: weight.round().sum(), weight, True) == 0.0
-    assert derive(lambda: 0 * weight.sum(), weight, True) == 0.0
+    assert derive(lambda: weight.round().sum(), weight) == 0.0
+    assert derive(lambda: 0 * weight.sum(), weight) == 0.0
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------
@@ -586,4 +570,4 @@ def test_a_parameter_twice(weight):
 )
 def test_bad_losses(weight, loss, message):
     with pytest.raises(TypeError, match=f"closure: expected it to return a floating-point tensor.*{message}"):
-        derive(lambda: loss(weight), weight, True)
+        derive(lambda: loss(weight), weight)

@@ -11,11 +11,12 @@ import torch
 from bits import assert_same_bits
 
 import pyzo
-from pyzo import _host, reference
+from pyzo import _host, ops, reference
+from pyzo import control as layout
 
 ROOT = Path(__file__).parents[1]
 NOISE = pytest.mark.parametrize("field", golden.noise_lines(), ids=str)
-PASS = pytest.mark.parametrize("field", golden.pass_lines(), ids=str)
+PASS = pytest.mark.parametrize("steps", golden.pass_lines(), ids=str)
 TOP64, TOP56 = 2**64 - 1, 2**56 - 1
 
 
@@ -74,23 +75,23 @@ def test_golden_noise_of_the_reference(field):
 
 
 @PASS
-def test_golden_pass_of_every_instruction_set(field, isa):
-    assert golden.hash_of(golden.pass_step(torch.ops.pyzo, field)) == field.hash
+def test_golden_pass_of_every_instruction_set(steps, isa):
+    assert golden.pass_hashes(torch.ops.pyzo, steps) == steps.hashes
 
 
 @PASS
-def test_golden_pass_of_every_number_of_threads(field, threads):
-    assert golden.hash_of(golden.pass_step(torch.ops.pyzo, field)) == field.hash
+def test_golden_pass_of_every_number_of_threads(steps, threads):
+    assert golden.pass_hashes(torch.ops.pyzo, steps) == steps.hashes
 
 
 @PASS
-def test_golden_pass_of_every_device(field, device):
-    assert golden.hash_of(golden.pass_step(torch.ops.pyzo, field, device)) == field.hash
+def test_golden_pass_of_every_device(steps, device):
+    assert golden.pass_hashes(torch.ops.pyzo, steps, device) == steps.hashes
 
 
 @PASS
-def test_golden_pass_of_the_reference(field):
-    assert golden.hash_of(golden.pass_step(reference, field)) == field.hash
+def test_golden_pass_of_the_reference(steps):
+    assert golden.pass_hashes(reference, steps) == steps.hashes
 
 
 @pytest.mark.parametrize(("run", "step", "direction", "seed"), golden.seed_lines())
@@ -109,15 +110,16 @@ def test_golden_hash_sees_values_and_order():
 
 def test_begin_step_draws_the_published_seeds(device):
     run = TOP64 - 5
-    control = torch.zeros(4, 14, dtype=torch.int64)
-    control[0, 4] = run - 2**64
-    control[0, 2] = 6
-    control = control.to(device)
+    control = ops.control(3, 1, device)
+    control[0, layout.RUN_SEED] = run - 2**64
+    control[0, layout.DRAW] = 6
     torch.ops.pyzo.begin_step_(control)
     seeds = [seed % 2**64 for seed in control[1, :3].tolist()]
     assert seeds == [reference.direction_seed(run, 7, k) for k in range(3)]
     assert control[0].tolist()[:4] == [1, 0, 7, 0]
-    assert control[0, 5].item() % 2**64 == reference.direction_seed(run, 7, reference.ROUNDING_DIRECTION)
+    assert control[0, layout.ROUNDING_SEED].item() % 2**64 == reference.direction_seed(
+        run, 7, reference.ROUNDING_DIRECTION
+    )
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_neighbouring_seeds_and_keys_are_uncorrelated(draw, other):
 
 def test_directions_of_one_step_and_steps_of_one_direction_are_uncorrelated():
     def seeds(step: int) -> list[int]:
-        control = torch.zeros(4, 12, dtype=torch.int64)
+        control = ops.control(2, 1)
         control[0, 2] = step - 1
         torch.ops.pyzo.begin_step_(control)
         return [*control[1, :2].tolist(), control[0, 5].item()]

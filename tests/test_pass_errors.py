@@ -1,44 +1,61 @@
-"""What the pass refuses: every message names the argument, and nothing is written before it is raised."""
+"""What the operators refuse: every message names the argument, and nothing is written before it is raised."""
 
 import pytest
 import torch
+from sweeps import arguments
+
+from pyzo import control as layout
+from pyzo import ops, reference
 
 TABLE = [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0]]
-STEP = {
-    "distribution": 0,
-    "undo": -1,
-    "undo_sign": 1.0,
-    "directions": 1,
-    "perturb": 0,
-    "perturb_sign": 1.0,
-    "stochastic": False,
-}
+STEP = {"directions": 1, "perturb": 0, "perturb_sign": 1.0}
+stateful = pytest.mark.parametrize(("rule", "states"), [("momentum", 1), ("adam", 2)])
 
 
 def control(device: str = "cpu") -> torch.Tensor:
-    c = torch.zeros(4, 12, dtype=torch.int64)
-    c[0, 0] = 1
-    c.view(torch.float64)[3, :5] = torch.tensor([0.1, 0.1, 0.0, 1.0, 1.0], dtype=torch.float64)
+    """Two directions, one row, coefficients 1."""
+    c = reference.new_control(2, [reference.Row(lr=0.1, eps=0.1, beta1=0.9, beta2=0.9, rule_eps=1e-8)], 1)
+    reference.estimate_(c, torch.tensor([0.4, 0.0, 0.4, 0.0], dtype=torch.float64), 0, 2, 0)
     return c.to(device)
 
 
-def refused(message, *, dst=None, src=(), table=TABLE, control_=None, device="cpu", **step):
-    """The pass must raise with this message and leave all destinations as they were."""
-    dst = [torch.ones(8, device=device), torch.ones(8, device=device)] if dst is None else dst
-    before = [w.clone() for w in dst]
+def ones(count: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[torch.Tensor]:
+    return [torch.ones(8, dtype=dtype, device=device) for _ in range(count)]
+
+
+def pass_(dst, *, src=(), state=(), table=TABLE, control_=None, **step):
     table = torch.tensor(table) if isinstance(table, list) else table
+    control_ = control(dst[0].device) if control_ is None else control_
+    torch.ops.pyzo.pass_(list(src), dst, list(state), table, control_, **arguments({**STEP, **step}))
+
+
+def refused(message, *, dst=None, state=(), control_=None, device="cpu", **rest):
+    """The pass must raise with this message and leave all destinations and states as they were."""
+    dst = ones(device=device) if dst is None else dst
     control_ = control(device) if control_ is None else control_
+    before = [t.clone() for t in (*dst, *state, control_)]
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.pyzo.pass_(list(src), dst, table, control_, *{**STEP, **step}.values())
-    for w, b in zip(dst, before, strict=True):
-        assert torch.equal(w, b)
+        pass_(dst, state=state, control_=control_, **rest)
+    for t, b in zip((*dst, *state, control_), before, strict=True):
+        assert torch.equal(t, b)
 
 
 def test_the_step_of_these_tests_is_valid(device):
-    dst = [torch.ones(8, device=device), torch.ones(8, device=device)]
-    torch.ops.pyzo.pass_([], dst, torch.tensor(TABLE), control(device), *STEP.values())
+    dst = ones(device=device)
+    pass_(dst)
     assert not torch.equal(dst[0], torch.ones(8, device=device))
     assert not torch.equal(dst[0], dst[1])
+
+
+@stateful
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_states_of_these_tests_are_valid(rule, states, dtype, device):
+    dst, state = ones(device=device), ones(2 * states, dtype, device)
+    pass_(dst, state=state, rule=rule)
+    assert not any(torch.equal(t, torch.ones_like(t)) for t in (*dst, *state))
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32, torch.complex64, torch.bool], ids=str)
@@ -64,14 +81,13 @@ def test_overlapping_destinations(device):
             device=device,
         )
     refused(r"dst\[1\]: .*overlaps dst\[0\]", dst=[storage[8:16], storage[15:24]], device=device)
-    dst = [storage[:8], storage[8:16]]  # neighbours do not overlap
-    torch.ops.pyzo.pass_([], dst, torch.tensor(TABLE), control(device), *STEP.values())
+    pass_([storage[:8], storage[8:16]])  # neighbours do not overlap
     storage16 = torch.ones(40, dtype=torch.bfloat16, device=device)
     refused(r"overlaps", dst=[storage16[:8], storage16[4:12]], device=device)
 
 
 def test_sources(device):
-    dst = [torch.ones(8, device=device), torch.ones(8, device=device)]
+    dst = ones(device=device)
     good = torch.zeros(8, device=device)
     refused(r"src: expected no tensors .* or as many as dst, which has 2, got 1", dst=dst, src=[good], device=device)
     refused(
@@ -84,11 +100,83 @@ def test_sources(device):
     refused(r"src\[[01]\]: .*overlaps dst\[[01]\]", dst=dst, src=[dst[1], dst[0]], device=device)
     storage = torch.ones(20, device=device)
     refused(r"src\[0\]: .*overlaps dst\[0\]", dst=[storage[1:9], dst[1]], src=[storage[:8], good], device=device)
-    torch.ops.pyzo.pass_(dst, dst, torch.tensor(TABLE), control(device), *STEP.values())  # one's own is allowed
-    torch.ops.pyzo.pass_(
-        [good, good], dst, torch.tensor(TABLE), control(device), *STEP.values()
-    )  # sources may be shared
+    pass_(dst, src=dst)  # one's own is allowed
+    pass_(dst, src=[good, good])  # sources may be shared
     assert not good.any()
+
+
+# States ---------------------------------------------------------------------------------------------------------------
+
+
+@stateful
+def test_numbers_of_states(rule, states, device):
+    for count in {0, 1, 2 * states - 1, 2 * states + 1, 3 * states} - {2 * states}:
+        message = rf"state: expected {states} tensors for each of the 2 of dst, got {count}"
+        refused(message, state=ones(count, device=device), rule=rule, device=device)
+    refused(r"state: expected 0 tensors .*, got 2", state=ones(2, device=device), rule="sign", device=device)
+
+
+@stateful
+def test_a_pass_without_update_may_be_given_states_or_none(rule, states, device):
+    dst, state = ones(device=device), ones(2 * states, device=device)
+    pass_(dst, rule=rule, directions=0)
+    pass_(dst, state=state, rule=rule, directions=0)
+    assert all(torch.equal(s, torch.ones_like(s)) for s in state)
+    refused("state: expected", state=state[1:], rule=rule, directions=0, device=device)
+
+
+@stateful
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda device: torch.ones(8, dtype=torch.float16, device=device), r"Half\[8\]"),
+        (lambda device: torch.ones(8, dtype=torch.float64, device=device), r"Double\[8\]"),
+        (lambda device: torch.ones(8, dtype=torch.int32, device=device), r"Int\[8\]"),
+        (lambda device: torch.ones(8, dtype=torch.bfloat16, device=device), r"BFloat16\[8\]"),  # not as all states
+        (lambda device: torch.ones(9, device=device), r"Float\[9\]"),
+        (lambda device: torch.ones(4, device=device), r"Float\[4\]"),
+        (lambda device: torch.ones(0, device=device), r"Float\[0\]"),
+        (lambda device: torch.ones(8, 2, device=device)[:, 0], r"Float\[8\].*not contiguous"),
+        (lambda device: torch.ones(4, 2, device=device).t(), r"Float\[2, 4\].*not contiguous"),
+    ],
+)
+def test_states_of_another_kind(rule, states, make, got, device):
+    last = 2 * states - 1
+    state = [*ones(last, device=device), make(device)]
+    message = (
+        rf"state\[{last}\]: expected a contiguous float32 or bfloat16 tensor .* of the size of dst\[1\].*, got {got}"
+    )
+    refused(message, state=state, rule=rule, device=device)
+
+
+@stateful
+def test_states_may_have_another_shape_of_the_same_size(rule, states, device):
+    pass_(ones(device=device), state=[torch.ones(4, 2, device=device) for _ in range(2 * states)], rule=rule)
+
+
+@stateful
+def test_overlapping_states(rule, states, device):
+    """With weights, with sources, with each other."""
+    storage = torch.ones(64, device=device)
+    message = r"(dst|state)\[\d\]: expected memory of its own, got a tensor that overlaps (dst|state)\[\d\]"
+    for first in (storage[:8], storage[4:12], storage[32:40]):
+        dst = [storage[:8], storage[32:40]]
+        refused(message, dst=dst, state=[first, *ones(2 * states - 1, device=device)], rule=rule, device=device)
+    for second in (storage[:8], storage[7:15]):
+        state = [storage[:8], *ones(2 * states - 2, device=device), second]
+        refused(r"state\[\d\]: .*overlaps state\[\d\]", state=state, rule=rule, device=device)
+    state = [storage[8 * i : 8 * i + 8] for i in range(2 * states)]
+    refused(
+        r"src\[0\]: .*overlaps state\[0\]",
+        src=[state[0], *ones(1, device=device)],
+        state=state,
+        rule=rule,
+        device=device,
+    )
+    pass_([storage[48:56], storage[56:]], state=state, rule=rule)  # neighbours do not overlap
+
+
+# Scalars --------------------------------------------------------------------------------------------------------------
 
 
 def test_table(device):
@@ -118,8 +206,7 @@ def test_shards_beyond_the_index_range(shard, device):
 
 
 def test_the_last_index_is_allowed(device):
-    table = torch.tensor([[1, 2**63 - 8, 0, 0, 0], [2, 7, 4, 2**62, 0]])
-    torch.ops.pyzo.pass_([], [torch.ones(8, device=device) for _ in range(2)], table, control(device), *STEP.values())
+    pass_(ones(device=device), table=[[1, 2**63 - 8, 0, 0, 0], [2, 7, 4, 2**62, 0]])
 
 
 @pytest.mark.parametrize(
@@ -129,6 +216,8 @@ def test_the_last_index_is_allowed(device):
         ({"distribution": -1}, "distribution"),
         ({"undo": 2}, r"undo: expected an integer in \[-1, 2\), got 2"),
         ({"undo": -2}, "undo"),
+        ({"rule": 4}, r"rule: expected an integer in \[0, 4\), got 4"),
+        ({"rule": -1}, "rule"),
         ({"directions": 3}, r"directions: expected an integer in \[0, 3\), got 3"),
         ({"directions": -1}, "directions"),
         ({"perturb": 2}, r"perturb: expected an integer in \[-1, 2\), got 2"),
@@ -138,27 +227,89 @@ def test_arguments_out_of_range(step, message, device):
     refused(message, device=device, **step)
 
 
-def test_control(device):
+@stateful
+@pytest.mark.parametrize(
+    "step", [{"update_sign": -1.0}, {"update_sign": 0.5}, {"chosen": True}, {"retract": True}], ids=str
+)
+@pytest.mark.parametrize("directions", [0, 1])
+def test_updates_with_state_are_not_taken_back(rule, states, step, directions, device):
+    message = rf"rule: expected one without state where an update may be taken back, got {ops.RULES[rule]}"
+    state = ones(2 * states, device=device)
+    refused(message, state=state, rule=rule, directions=directions, device=device, **step)
+
+
+def bad_controls(device: str) -> list[torch.Tensor]:
+    """Other dtypes, shapes and strides; without rows, without directions, with half a direction."""
     c = control(device)
-    message = "control: expected a contiguous int64 matrix"
-    for bad in (c.int(), c.double(), c[0], c[:3], c[:, :8].contiguous(), c[:, :11].contiguous(), c[:, :10]):
+    header = c[:, : layout.COEFFICIENTS].contiguous()
+    half = c[:, : layout.COEFFICIENTS + 3].contiguous()
+    return [c.int(), c.double(), c[0], c[: layout.LINES], header, half, c[:, : layout.COEFFICIENTS + 2]]
+
+
+def test_control(device):
+    message = r"control: expected a contiguous int64 matrix \[3 \+ rows, 16 \+ 2 \* directions\], got "
+    losses = torch.ones(3, dtype=torch.float64, device=device)
+    for bad in bad_controls(device):
         refused(message, control_=bad, device=device)
-        with pytest.raises(RuntimeError, match=message):
-            torch.ops.pyzo.begin_step_(bad)
+        before = bad.clone()
+        for call in (
+            lambda bad=bad: torch.ops.pyzo.begin_step_(bad),
+            lambda bad=bad: torch.ops.pyzo.estimate_(bad, losses, 0, 1, 0),
+            lambda bad=bad: torch.ops.pyzo.choose_(bad, losses),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                call()
+        assert torch.equal(bad, before)
+
+
+def losses_refused(message, losses, call):
+    """The operator must raise with this message and leave the control tensor as it was."""
+    c = control(losses.device)
+    with pytest.raises(RuntimeError, match=message):
+        call(c, losses)
+    assert torch.equal(c, control(losses.device))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": 3}, r"kind: expected an integer in \[0, 3\), got 3"),
+        ({"kind": -1}, "kind"),
+        ({"scaling": 3}, r"scaling: expected an integer in \[0, 3\), got 3"),
+        ({"scaling": -1}, "scaling"),
+        ({"q": 0}, r"q: expected an integer in \[1, 3\), got 0"),
+        ({"q": 3}, r"q: expected an integer in \[1, 3\), got 3"),
+        ({"scaling": 1, "q": 2}, r"scaling: expected the deviation of a one-sided .* q >= 2, got kind 0 and q 2"),
+        ({"scaling": 1, "kind": 2, "q": 2}, "scaling"),
+        ({"scaling": 1, "kind": 1, "q": 1}, "scaling"),
+    ],
+)
+def test_estimates_that_there_are_not(wrong, message, device):
+    how = {"kind": 0, "q": 1, "scaling": 0, **wrong}
+    losses = torch.zeros(5, dtype=torch.float64, device=device)
+    losses_refused(message, losses, lambda c, values: ops.estimate_(c, values, **how))
 
 
 def test_losses(device):
-    for losses in (
-        torch.zeros(2),
-        torch.zeros(3).double(),
-        torch.zeros(6).double(),
-        torch.zeros(0).double(),
-        torch.zeros(1, 2).double(),
-    ):
+    doubles = torch.zeros(12, dtype=torch.float64, device=device)
+    wrong = [doubles[:1], doubles[:0], doubles[:6], doubles[:2].view(1, 2), doubles[0], doubles[:4:2]]
+    for losses in [*wrong, doubles[:2].float(), doubles[:2].long()]:
+        message = "losses: expected a contiguous float64 vector of 2 to 5 losses, got "
+        losses_refused(message, losses, lambda c, values: ops.estimate_(c, values, kind=0, q=1, scaling=0))
+    for losses in (doubles[:2], doubles[:4], doubles[:3].view(3, 1), doubles[:6:2], doubles[:3].float()):
+        message = "losses: expected a contiguous float64 vector of 3 to 3 losses, got "
+        losses_refused(message, losses, ops.choose_)
+
+
+@pytest.mark.parametrize(("kind", "q", "least"), [(0, 1, 2), (0, 2, 4), (1, 1, 2), (1, 2, 3), (2, 1, 2), (2, 2, 4)])
+def test_numbers_of_losses(kind, q, least, device):
+    losses = torch.zeros(5, dtype=torch.float64, device=device)
+    message = f"losses: expected a contiguous float64 vector of {least} to 5 losses"
+    losses_refused(message, losses[: least - 1], lambda c, v: ops.estimate_(c, v, kind=kind, q=q, scaling=0))
+    for count in range(least, 6):
         c = control(device)
-        with pytest.raises(RuntimeError, match="losses: expected a contiguous float64 vector"):
-            torch.ops.pyzo.estimate_two_sided_(c, losses.to(device))
-        assert torch.equal(c, control(device))
+        ops.estimate_(c, losses[:count], kind=kind, q=q, scaling=0)
+        assert not torch.equal(c, control(device))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -169,4 +320,10 @@ def test_mixed_devices():
     refused(
         r"src\[0\]: expected a tensor on the device of control", dst=[torch.ones(8)], src=[on_cuda], table=TABLE[:1]
     )
+    refused(r"state\[1\]: expected a tensor on the device of control", state=[on_cpu, on_cuda], rule="momentum")
     refused(r"table: expected", table=torch.tensor(TABLE).cuda(), device="cuda")
+    losses = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="losses: expected a tensor on the device of control"):
+        torch.ops.pyzo.estimate_(control("cuda"), losses, 0, 1, 0)
+    with pytest.raises(RuntimeError, match="losses: expected a tensor on the device of control"):
+        torch.ops.pyzo.choose_(control("cuda"), losses)

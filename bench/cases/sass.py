@@ -33,14 +33,16 @@ class Block:
 def run(recorder: Recorder) -> None:
     """Adds a row per kernel that stores in a loop."""
     try:
-        cuobjdump, cubin = toolkit.cuobjdump(), toolkit.cubin(ARCHITECTURE, Path(tempfile.mkdtemp()))
+        cuobjdump, cubins = toolkit.cuobjdump(), toolkit.cubins(ARCHITECTURE, Path(tempfile.mkdtemp()))
     except toolkit.Missing as reason:
         recorder.add("instructions per element", "pyzo", {"architecture": ARCHITECTURE}, reason=str(reason))
         return
-    for name, code in functions(toolkit.output(cuobjdump, "-sass", str(cubin))).items():
-        config = {"kernel": toolkit.short_name(name), "architecture": ARCHITECTURE}
-        found = main_loop(blocks(code), element_bytes=4 if "fp32" in config["kernel"] else 2)
-        if found is not None and re.search("pass|noise", config["kernel"]):
+    listings = [toolkit.output(cuobjdump, "-sass", str(cubin)) for cubin in cubins]
+    for name, code in ((name, code) for listing in listings for name, code in functions(listing).items()):
+        kernel = toolkit.Kernel.parse(name)
+        config = {"kernel": str(kernel), "architecture": ARCHITECTURE}
+        found = main_loop(blocks(code), element_bytes=kernel.stored_bytes)
+        if found is not None and re.search("pass|noise", kernel.name):
             shortest, longest, elements = found
             recorder.add(
                 "instructions per element", "pyzo", config,
@@ -101,8 +103,9 @@ def _ends(text: str) -> bool:
 def main_loop(code: dict[int, Block], *, element_bytes: int) -> tuple[int, int, int] | None:
     """Fewest and most instructions of a turn of the outer loop that stores, and elements per turn.
 
-    Only turns that store the most bytes count: those of a thread whose elements are aligned and inside the tensor.
-    Inner loops count once. Branches on what the pass does are not followed: the two numbers enclose every kind of pass.
+    Only turns that store the most bytes, `element_bytes` for each element, count: those of a thread whose elements are
+    aligned and inside the tensor. Inner loops count once. Branches on what the pass does are not followed: the two
+    numbers enclose every kind of pass.
     None where no loop stores.
     """
     first = min(code)

@@ -148,12 +148,16 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
             },
             undo, g, perturb);
         Bits8 rounding{}, mask{};
-        if constexpr (kStochastic) rounding = bits8<T>({s.rounding_seed, t.key}, kRoundingStream, global);
+        if constexpr (kStochastic) {
+          rounding = bits8<T>({s.rounding_seed, t.key}, kRoundingStream, global);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) rounding.words[k] ^= flip;
+        }
         if (masked) mask = bits8<T>({s.mask_seed, t.key}, kMaskStream, global);
 #pragma unroll
         for (int k = 0; k < 8; ++k)
           w[k] = element<T, S, kKind, kStochastic>(a, update, !masked || mask.at(k) < s.keep, s, w[k], undo[k], g[k],
-                                                   perturb[k], (rounding.at(k) ^ flip) & 0xffffu, state[k]);
+                                                   perturb[k], rounding.at(k), state[k]);
         store8<T>(t.dst, at, w);
         if (update) {
 #pragma unroll

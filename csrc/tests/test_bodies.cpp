@@ -1,5 +1,5 @@
-// Noise and pass of every instruction set this machine has against the scalar core, element by element, over shards and
-// sizes.
+// Noise and pass of every instruction set this machine has against the scalar core, element by element, over rules,
+// dtypes of weights and states, masks, shards and sizes.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -25,8 +25,9 @@ float scalar_noise(int distribution, Source s, uint64_t index) {
   return sign_at_top<Scalar>(words[index % 128 / 32] << (31 - index % 32));
 }
 
-uint32_t scalar_rounding(Source s, uint64_t index) {
-  const Words<uint32_t> w = field_words<Scalar>(s, kRoundingStream, index / kRoundingPerCounter, 0u);
+// The 16 bits of an element in the rounding or the mask stream.
+uint32_t scalar_bits(Source s, Stream stream, uint64_t index) {
+  const Words<uint32_t> w = field_words<Scalar>(s, stream, index / kBitsPerCounter, 0u);
   const uint32_t words[4] = {w.x, w.y, w.z, w.w};
   return words[index % 8 / 2] >> 16 * (index % 2) & 0xffffu;
 }
@@ -44,50 +45,40 @@ struct Storage<kFloat32> {
   static Code store(float x) { return bits<uint32_t>(x); }
 };
 
-template <Dtype T, bool kUndo, bool kUpdate, bool kPerturb>
-float scalar_element(bool stochastic, float w, float undo, float g, float perturb, uint32_t random,
-                     const PassLanes<Scalar>& s) {
-  if constexpr (kUpdate && T != kFloat32)
-    if (stochastic) return pass_element<Scalar, T, kUndo, kUpdate, kPerturb, true>(w, undo, g, perturb, random, s);
-  return pass_element<Scalar, T, kUndo, kUpdate, kPerturb, false>(w, undo, g, perturb, random, s);
-}
+// The codes of one element: its weight and its states.
+template <Dtype T, Dtype S>
+struct Element {
+  typename Storage<T>::Code weight;
+  typename Storage<S>::Code state[kMaxStates];
+};
 
-template <Dtype T>
-typename Storage<T>::Code scalar_pass(const PassArgs& a, const TensorArgs& t, typename Storage<T>::Code code,
-                                      int64_t i) {
+template <Dtype T, Dtype S, int kRule>
+Element<T, S> scalar_pass(const PassArgs& a, const TensorArgs& t, Element<T, S> x, int64_t i) {
   const uint64_t index = t.shard.global(i);
+  if (a.masked && scalar_bits({a.control.mask_seed(t.row), t.key}, kMaskStream, index) >= a.control.keep(t.row))
+    return x;
   const auto z = [&](int64_t j) { return scalar_noise(a.distribution, {a.control.seed(j), t.key}, index); };
-  const PassLanes<Scalar> s{PassScalars(a, t.row)};
-  const float undo = a.undo < 0 ? 0.0f : z(a.undo), perturb = a.perturb < 0 ? 0.0f : z(a.perturb);
-  const bool update = updates(a);
-  float g = 0.0f;
-  for (int j = 0; update && j < a.directions; ++j) {
-    const float c = a.control.coefficient(t.row, j);
-    g = j == 0 ? c * z(j) : soft_fma(c, z(j), g);
+  const PassLanes<Scalar, kRule> s(a, t.row);
+  const float before = Storage<T>::load(x.weight);
+  float w = before;
+  if (a.undo >= 0) w = add_noise<Scalar, T>(w, z(a.undo), s.undo_scale);
+  if (updates(a)) {
+    float g = 0.0f, state[kMaxStates] = {};
+    for (int j = 0; j < a.directions; ++j) {
+      const float c = a.control.coefficient(t.row, j);
+      g = j == 0 ? c * z(j) : soft_fma(c, z(j), g);
+    }
+    uint32_t random = scalar_bits({a.control.rounding_seed(), t.key}, kRoundingStream, index);
+    if (a.retract) random = 0xffffu - random;
+    constexpr int kStates = RuleOf<Scalar, kRule>::type::kStates;
+    for (int k = 0; k < kStates; ++k) state[k] = Storage<S>::load(x.state[k]);
+    w = a.stochastic ? update_element<Scalar, T, S, true>(w, g, state, random, s)
+                     : update_element<Scalar, T, S, false>(w, g, state, random, s);
+    for (int k = 0; k < kStates; ++k) x.state[k] = Storage<S>::store(state[k]);
   }
-  const uint32_t random = scalar_rounding({a.control.rounding_seed(), t.key}, index);
-  const float w = Storage<T>::load(code);
-  const auto apply = [&]<bool kUndo, bool kUpdate, bool kPerturb>() {
-    return Storage<T>::store(scalar_element<T, kUndo, kUpdate, kPerturb>(a.stochastic, w, undo, g, perturb, random, s));
-  };
-  switch ((a.undo >= 0) * 4 + update * 2 + (a.perturb >= 0)) {
-    case 0:
-      return apply.template operator()<false, false, false>();
-    case 1:
-      return apply.template operator()<false, false, true>();
-    case 2:
-      return apply.template operator()<false, true, false>();
-    case 3:
-      return apply.template operator()<false, true, true>();
-    case 4:
-      return apply.template operator()<true, false, false>();
-    case 5:
-      return apply.template operator()<true, false, true>();
-    case 6:
-      return apply.template operator()<true, true, false>();
-    default:
-      return apply.template operator()<true, true, true>();
-  }
+  if (a.perturb >= 0) w = add_noise<Scalar, T>(w, z(a.perturb), s.perturb_scale);
+  x.weight = Storage<T>::store(Scalar::if_changed(w, before));
+  return x;
 }
 
 const Shard kShards[] = {
@@ -117,49 +108,102 @@ void check_noise(const cpu::Isa& isa, test::Random& random) {
       }
 }
 
+// A step in the middle of a run, with something in every word that a pass reads.
+void fill_control(Control control, test::Random& random) {
+  control.words[Control::kRunSeed] = int64_t(random.next());
+  for (int64_t r = 0; r < control.rows; ++r) control.row_words(r)[Control::kRefresh] = random.below(3);
+  begin_step(control);
+  control.words[Control::kOk] = random.below(8) != 0;
+  control.choice() = double(random.below(3) - 1);
+  for (int64_t r = 0; r < control.rows; ++r) {
+    double* row = control.row(r);
+    const int64_t age = 1 + random.below(3);
+    row[Control::kLr] = random.below(4) ? 0.01 * double(r + 1) : 0.0;
+    row[Control::kEps] = 1e-3 * double(r + 1);
+    row[Control::kWeightDecay] = random.below(2) ? 0.1 : 0.0;
+    row[Control::kBeta1] = 0.9, row[Control::kBeta2] = 0.99;
+    row[Control::kDampening] = random.below(2) ? 0.3 : 0.0;
+    row[Control::kRuleEps] = random.below(2) ? 1e-8 : 0.0;
+    row[Control::kOption] = double(random.below(2));
+    control.row_words(r)[Control::kAge] = age;
+    row[Control::kCorrection1] = 1.0 - power(0.9, age), row[Control::kCorrection2] = 1.0 - power(0.99, age);
+    control.row_words(r)[Control::kKeep] = random.below(3) ? random.below(kKeepAll) : int64_t(kKeepAll);
+    for (int64_t j = 0; j < control.directions; ++j)
+      row[Control::kCoefficients + j] = double(random.below(2001) - 1000) / 500;
+  }
+}
+
+// Codes of many magnitudes, one in eight any pattern at all.
 template <Dtype T>
+std::vector<typename Storage<T>::Code> some_codes(int64_t n, test::Random& random) {
+  std::vector<typename Storage<T>::Code> codes(static_cast<size_t>(n));
+  for (auto& code : codes) {
+    const float x = std::ldexp(float(random.word()) - 0x1p31f, int(random.below(24)) - 45);
+    code = random.below(8) ? Storage<T>::store(round_nearest<Scalar, T>(x)) : typename Storage<T>::Code(random.word());
+  }
+  return codes;
+}
+
+template <Dtype T, Dtype S, int kRule>
 void check_pass(const cpu::Isa& isa, test::Random& random) {
-  using Code = typename Storage<T>::Code;
   constexpr int64_t kDirections = 3, kRows = 2;
-  for (int trial = 0; trial < 300; ++trial) {
+  constexpr int kStates = RuleOf<Scalar, kRule>::type::kStates;
+  for (int trial = 0; trial < 150; ++trial) {
     std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
     const Control control = {words.data(), kDirections, kRows};
-    words[Control::kRunSeed] = int64_t(random.next());
-    begin_step(control);
-    words[Control::kOk] = random.below(8) != 0;
-    for (int64_t r = 0; r < kRows; ++r) {
-      double* row = control.row(r);
-      row[Control::kLr] = random.below(4) ? 0.01 * double(r + 1) : 0.0;
-      row[Control::kEps] = 1e-3 * double(r + 1), row[Control::kWeightDecay] = random.below(2) ? 0.1 : 0.0;
-      for (int64_t j = 0; j < kDirections; ++j)
-        row[Control::kCoefficients + j] = double(random.below(2001) - 1000) / 500;
-    }
-    const PassArgs a = {control,
-                        int(random.below(2)),
-                        int(random.below(kDirections + 1)) - 1,
-                        random.below(2) ? 1.0f : -1.0f,
-                        int(random.below(kDirections + 1)),
-                        int(random.below(kDirections + 1)) - 1,
-                        random.below(2) ? 1.0f : -1.0f,
-                        random.below(2) != 0};
+    fill_control(control, random);
+    const auto direction = [&] { return int(random.below(kDirections + 1)) - 1; };
+    const auto sign = [&] { return random.below(2) ? 1.0f : -1.0f; };
+    const auto either = [&] { return random.below(2) != 0; };
+    PassArgs a = {};
+    a.control = control, a.distribution = int(random.below(2)), a.rule = kRule;
+    a.undo = direction(), a.undo_sign = sign(), a.perturb = direction(), a.perturb_sign = sign();
+    a.directions = int(random.below(kDirections + 1)), a.update_sign = 1.0f;
+    if (kStates == 0) a.update_sign = sign(), a.chosen = either(), a.retract = either();
+    a.stochastic = either(), a.masked = either();
+
     const int64_t n = 1 + random.below(2200), begin = random.below(n), row = random.below(kRows);
     const Shard& shard = kShards[random.below(sizeof kShards / sizeof *kShards)];
-    std::vector<Code> from(static_cast<size_t>(n)), to(size_t(n), Code(0x5a5a));
-    for (Code& c : from) {
-      const float x = std::ldexp(float(random.word()) - 0x1p31f, int(random.below(24)) - 45);
-      c = random.below(8) ? Storage<T>::store(round_nearest<Scalar, T>(x)) : Code(random.word());
+    const auto from = some_codes<T>(n, random);
+    auto to = some_codes<T>(n, random);
+    const auto untouched = to;
+    std::vector<typename Storage<S>::Code> state[kMaxStates], old_state[kMaxStates];
+    TensorArgs t = {from.data(), to.data(), {}, n, random.next() >> 8, shard, row};
+    for (int k = 0; k < kStates; ++k) {
+      state[k] = some_codes<S>(n, random);
+      if (k == 1)  // second moments are not negative
+        for (auto& code : state[k]) code &= typename Storage<S>::Code(~(1ull << (8 * sizeof code - 1)));
+      old_state[k] = state[k];
+      t.state[k] = state[k].data();
     }
-    const TensorArgs t = {from.data(), to.data(), n, random.next() >> 8, shard, row};
-    isa.pass(a, t, T, begin, n);
+    isa.pass(a, t, T, S, begin, n);
     for (int64_t i = 0; i < n; ++i) {
-      const Code want = i < begin ? Code(0x5a5a) : scalar_pass<T>(a, t, from[size_t(i)], i);
-      test::expect(
-          to[size_t(i)] == want,
-          "%s pass, dtype %d, undo %d, directions %d, perturb %d, stochastic %d, from %08x: expected %08x, got %08x",
-          isa.name, int(T), a.undo, a.directions, a.perturb, int(a.stochastic), unsigned(from[size_t(i)]),
-          unsigned(want), unsigned(to[size_t(i)]));
+      Element<T, S> x = {i < begin ? untouched[size_t(i)] : from[size_t(i)], {}};
+      for (int k = 0; k < kStates; ++k) x.state[k] = old_state[k][size_t(i)];
+      const Element<T, S> want = i < begin ? x : scalar_pass<T, S, kRule>(a, t, x, i);
+      test::expect(to[size_t(i)] == want.weight,
+                   "%s pass, rule %d, dtype %d, undo %d, directions %d, perturb %d, stochastic %d, masked %d, from "
+                   "%08x: expected %08x, got %08x",
+                   isa.name, kRule, int(T), a.undo, a.directions, a.perturb, int(a.stochastic), int(a.masked),
+                   unsigned(x.weight), unsigned(want.weight), unsigned(to[size_t(i)]));
+      for (int k = 0; k < kStates; ++k)
+        test::expect(state[k][size_t(i)] == want.state[k],
+                     "%s pass, rule %d, state %d of dtype %d, stochastic %d, masked %d, from %08x: expected %08x, got "
+                     "%08x",
+                     isa.name, kRule, k, int(S), int(a.stochastic), int(a.masked), unsigned(x.state[k]),
+                     unsigned(want.state[k]), unsigned(state[k][size_t(i)]));
     }
   }
+}
+
+template <Dtype T>
+void check_rules(const cpu::Isa& isa, test::Random& random) {
+  check_pass<T, kFloat32, kSgd>(isa, random);
+  check_pass<T, kFloat32, kSign>(isa, random);
+  check_pass<T, kFloat32, kMomentum>(isa, random);
+  check_pass<T, kBFloat16, kMomentum>(isa, random);
+  check_pass<T, kFloat32, kAdam>(isa, random);
+  check_pass<T, kBFloat16, kAdam>(isa, random);
 }
 
 }  // namespace
@@ -173,8 +217,8 @@ int main() {
     test::Random random{5};
     check_noise<kFloat32>(*all[i], random), check_noise<kBFloat16>(*all[i], random),
         check_noise<kFloat16>(*all[i], random);
-    check_pass<kFloat32>(*all[i], random), check_pass<kBFloat16>(*all[i], random),
-        check_pass<kFloat16>(*all[i], random);
+    check_rules<kFloat32>(*all[i], random), check_rules<kBFloat16>(*all[i], random),
+        check_rules<kFloat16>(*all[i], random);
   }
   return test::report("bodies");
 }

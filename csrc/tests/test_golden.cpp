@@ -1,6 +1,8 @@
 // The golden hashes of tests/golden.txt (first argument), for every instruction set this machine has.
+#include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -34,21 +36,61 @@ struct Field {
   }
 };
 
-// The step that golden.txt documents: weights are noise of seed 1, rounded to the dtype, in the same shard.
-void check_pass(const cpu::Isa& isa, const std::string& line, int distribution, Dtype dtype, bool stochastic,
-                const Field& f) {
-  std::vector<char> weights(size_t(f.n * size_of(dtype)));
-  isa.noise({1, f.source.key}, f.shard, kNormal, dtype, weights.data(), 0, f.n);
+// What the first words of a line "pass" say.
+struct Steps {
+  int rule;
+  bool option, stochastic;
+  Dtype state, dtype;
+  int64_t keep;
+  int distribution;
+  explicit Steps(std::istringstream& in) {
+    std::string name, state_name, distribution_name, dtype_name, rounding;
+    in >> name >> option >> state_name >> keep >> distribution_name >> dtype_name >> rounding;
+    const char* const rules[] = {"sgd", "sign", "momentum", "adam"};
+    rule = int(std::find(std::begin(rules), std::end(rules), name) - std::begin(rules));
+    test::expect(rule < kRules, "golden.txt: expected a rule, got %s", name.c_str());
+    state = state_name == "bfloat16" ? kBFloat16 : kFloat32;
+    dtype = dtype_of(dtype_name), distribution = distribution_of(distribution_name);
+    stochastic = rounding == "stochastic";
+  }
+};
+
+// The steps that golden.txt documents: weights are noise of seed 1, rounded to the dtype, in the same shard.
+void check_pass(const cpu::Isa& isa, const std::string& line, std::istringstream& in) {
+  const Steps s(in);
+  const Field f(in);
+  std::vector<char> weights(size_t(f.n * size_of(s.dtype)));
+  isa.noise({1, f.source.key}, f.shard, kNormal, s.dtype, weights.data(), 0, f.n);
+  std::vector<char> states[kMaxStates];
+  TensorArgs t = {weights.data(), weights.data(), {}, f.n, f.source.key, f.shard, 0};
+  for (int k = 0; k < states_of(s.rule); ++k) {
+    states[k].resize(size_t(f.n * size_of(s.state)));
+    t.state[k] = states[k].data();
+  }
   std::vector<int64_t> words(size_t((Control::kLines + 1) * Control::width(2)));
   const Control control = {words.data(), 2, 1};
   words[Control::kRunSeed] = int64_t(f.source.seed);
-  control.row(0)[Control::kLr] = 0.5, control.row(0)[Control::kEps] = 0.01, control.row(0)[Control::kWeightDecay] = 0.1;
-  begin_step(control);
+  double* row = control.row(0);
+  row[Control::kLr] = 0.5, row[Control::kEps] = 0.01, row[Control::kWeightDecay] = 0.1;
+  row[Control::kBeta1] = 0.9, row[Control::kBeta2] = 0.99, row[Control::kDampening] = 0.25;
+  row[Control::kRuleEps] = 1e-3, row[Control::kOption] = s.option;
+  control.row_words(0)[Control::kKeep] = s.keep, control.row_words(0)[Control::kRefresh] = 1;
+  PassArgs a = {};
+  a.control = control, a.distribution = s.distribution, a.rule = s.rule;
+  a.undo = 1, a.undo_sign = 1.0f, a.directions = 2, a.update_sign = 1.0f, a.perturb = 0, a.perturb_sign = 1.0f;
+  a.stochastic = s.stochastic, a.masked = s.keep < int64_t(kKeepAll);
   const double losses[] = {1.0, 0.75, 0.5, 0.625};
-  estimate_two_sided(control, losses, 2);
-  const PassArgs args = {control, distribution, 1, 1.0f, 2, 0, 1.0f, stochastic};
-  isa.pass(args, {weights.data(), weights.data(), f.n, f.source.key, f.shard, 0}, dtype, 0, f.n);
-  compare(isa.name, line, f.hash, hash_of(dtype, weights.data(), f.n));
+  for (int step = 0; step < (states_of(s.rule) > 0 ? 2 : 1); ++step) {
+    begin_step(control);
+    estimate(control, losses, 4, kTwoSided, 2, kPlain);
+    isa.pass(a, t, s.dtype, s.state, 0, f.n);
+  }
+  compare(isa.name, line, f.hash, hash_of(s.dtype, weights.data(), f.n));
+  for (int k = 0; k < states_of(s.rule); ++k) {
+    uint64_t want = 0;
+    in >> std::hex >> want;
+    compare(isa.name, line, want, hash_of(s.state, states[k].data(), f.n));
+  }
 }
 
 void check_noise(const cpu::Isa& isa, const std::string& line, int distribution, Dtype dtype, const Field& f) {
@@ -59,15 +101,14 @@ void check_noise(const cpu::Isa& isa, const std::string& line, int distribution,
 
 void check_line(const cpu::Isa& isa, const std::string& line) {
   std::istringstream in(line);
-  std::string kind, distribution, dtype, rounding;
+  std::string kind, dtype;
   in >> kind;
   if (kind == "seed") {
     uint64_t run, step, direction, want;
     in >> run >> step >> direction >> std::hex >> want;
     compare("seed", line, want, direction_seed(run, step, direction));
   } else if (kind == "pass") {
-    in >> distribution >> dtype >> rounding;
-    check_pass(isa, line, distribution_of(distribution), dtype_of(dtype), rounding == "stochastic", Field(in));
+    check_pass(isa, line, in);
   } else {
     in >> dtype;
     check_noise(isa, line, distribution_of(kind), dtype_of(dtype), Field(in));

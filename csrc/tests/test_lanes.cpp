@@ -19,8 +19,8 @@
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 
+#include "body/pass.h"
 #include "core/normal.h"
-#include "core/rules.h"
 #include "cpu/lanes.h"
 #include "expect.h"
 
@@ -134,9 +134,49 @@ void check_functions(test::Random& random) {
   }
   check_storage<kBFloat16>(a, b);
   check_storage<kFloat16>(a, b);
-  const Group group = {0.25f, 0.0f, random.below(2) ? 0.125f : 0.0f};
-  compare("sgd", sgd<Lanes>(x, y, GroupLanes<Lanes>(group)),
-          each<F>([&](int l) { return sgd<Scalar>(x[l], y[l], GroupLanes<Scalar>(group)); }));
+  // Numbers that are not negative: subnormal ones, zero and infinity too.
+  const F positive = Lanes::as_f(small);
+  compare("sqrt_any", Lanes::sqrt_any(positive), each<F>([&](int l) { return std::sqrt(positive[l]); }));
+  compare("divide", Lanes::divide(x, y), each<F>([&](int l) { return x[l] / y[l]; }));
+  for (const U limit : {other, small, small + Lanes::splat(1u) - (small >> 30)})  // equal and next to equal, too
+    compare("if_below", Lanes::if_below(small, limit, x, y),
+            each<F>([&](int l) { return Scalar::if_below(small[l], limit[l], x[l], y[l]); }));
+  const U random16 = b & Lanes::splat(0xffffu);
+  for (int i = 0; i < kMaxStates; ++i)
+    compare("state_bits", state_bits<Lanes>(random16, i),
+            each<U>([&](int l) { return state_bits<Scalar>(random16[l], i); }));
+}
+
+template <int kRule>
+void check_rule(const char* name, test::Random& random) {
+  constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
+  const auto some = [&](double a, double b) { return random.below(2) ? a : b; };
+  const int64_t age = 1 + random.below(3);
+  const Group group = {.lr = some(0.25, 1.0 / 3),
+                       .eps = 0.0,
+                       .weight_decay = some(0.0, 0.1),
+                       .beta1 = some(0.0, 0.9),
+                       .beta2 = some(0.5, 0.999),
+                       .dampening = some(0.0, 0.3),
+                       .rule_eps = some(0.0, 1e-8),
+                       .option = random.below(2) != 0,
+                       .age = age,
+                       .correction1 = 1.0 - power(0.9, age),
+                       .correction2 = 1.0 - power(0.999, age)};
+  const typename RuleOf<Lanes, kRule>::type lanes(group);
+  const typename RuleOf<Scalar, kRule>::type scalar(group);
+  const F w = Lanes::as_f(draw(random)), g = Lanes::as_f(draw(random));
+  F state[kMaxStates] = {Lanes::as_f(draw(random)), Lanes::as_f(draw(random) & Lanes::splat(0x7fffffffu))};
+  const F old[kMaxStates] = {state[0], state[1]};
+  F want_state[kMaxStates];
+  const F want = each<F>([&](int l) {
+    float one[kMaxStates] = {old[0][l], old[1][l]};
+    const float v = scalar(w[l], g[l], one);
+    for (int i = 0; i < kMaxStates; ++i) want_state[i][l] = one[i];
+    return v;
+  });
+  compare(name, lanes(w, g, state), want);
+  for (int i = 0; i < kStates; ++i) compare(name, state[i], want_state[i]);
 }
 
 // A counter per lane, and the order in which transpose() leaves the items.
@@ -168,6 +208,12 @@ void check_field(test::Random& random) {
 __attribute__((noinline)) int run() {
   test::Random random{11};
   for (int trial = 0; trial < 40000; ++trial) check_functions(random);
+  for (int trial = 0; trial < 20000; ++trial) {
+    check_rule<kSgd>("sgd", random);
+    check_rule<kSign>("sign", random);
+    check_rule<kMomentum>("momentum", random);
+    check_rule<kAdam>("adam", random);
+  }
   for (int trial = 0; trial < 4000; ++trial) check_field(random);
   return test::report("lanes");
 }

@@ -1,7 +1,8 @@
 // Rounding to storage against its definition in double precision: all 65,536 codes of both types, every boundary
-// between them.
+// between them; and the bits that round weight and states, all together.
 #include <cmath>
 #include <initializer_list>
+#include <vector>
 
 #include "core/rounding.h"
 #include "expect.h"
@@ -113,6 +114,41 @@ void check_type(test::Random& random) {
   check_expectation<T>(random);
 }
 
+// A weight and two states round up where their bits are at or above thresholds of their own. Over all 65,536 bits r of
+// the weight, how often all three do is the product of the shares, to 2^-12: as if their bits were independent.
+void check_state_bits() {
+  constexpr size_t kGrid = 64;  // thresholds
+  std::vector<int> below(kGrid * kGrid * kGrid);
+  const auto at = [&](size_t i, size_t j, size_t k) -> int& { return below[(i * kGrid + j) * kGrid + k]; };
+  std::vector<bool> seen[2] = {std::vector<bool>(0x10000), std::vector<bool>(0x10000)};
+  for (uint32_t r = 0; r < 0x10000u; ++r) {
+    const uint32_t s0 = state_bits<Scalar>(r, 0), s1 = state_bits<Scalar>(r, 1);
+    test::expect(s0 < 0x10000u && s1 < 0x10000u, "state_bits(%04x): more than 16 bits", r);
+    seen[0][s0 & 0xffffu] = seen[1][s1 & 0xffffu] = true;
+    ++at(r * kGrid >> 16, (s0 & 0xffffu) * kGrid >> 16, (s1 & 0xffffu) * kGrid >> 16);
+  }
+  for (const std::vector<bool>& values : seen)
+    for (uint32_t r = 0; r < 0x10000u; ++r) test::expect(values[r], "state_bits: %04x never comes", r);
+  double worst = 0;
+  for (size_t i = 0; i < kGrid; ++i)  // sums over boxes, one dimension after the other
+    for (size_t j = 0; j < kGrid; ++j)
+      for (size_t k = 1; k < kGrid; ++k) at(i, j, k) += at(i, j, k - 1);
+  for (size_t i = 0; i < kGrid; ++i)
+    for (size_t j = 1; j < kGrid; ++j)
+      for (size_t k = 0; k < kGrid; ++k) at(i, j, k) += at(i, j - 1, k);
+  for (size_t i = 1; i < kGrid; ++i)
+    for (size_t j = 0; j < kGrid; ++j)
+      for (size_t k = 0; k < kGrid; ++k) at(i, j, k) += at(i - 1, j, k);
+  for (size_t i = 0; i < kGrid; ++i)
+    for (size_t j = 0; j < kGrid; ++j)
+      for (size_t k = 0; k < kGrid; ++k) {
+        const double product = double((i + 1) * (j + 1) * (k + 1)) / double(kGrid * kGrid * kGrid);
+        worst = std::fmax(worst, std::fabs(at(i, j, k) / 65536.0 - product));
+      }
+  std::printf("bits of weight and states: joint shares within %.2e of products\n", worst);
+  test::expect(worst <= 0x1p-12, "bits of weight and states: joint shares off by %.3e, more than 2^-12", worst);
+}
+
 }  // namespace
 
 int main() {
@@ -126,5 +162,6 @@ int main() {
   }
   check_type<kBFloat16>(random);
   check_type<kFloat16>(random);
+  check_state_bits();
   return test::report("rounding");
 }

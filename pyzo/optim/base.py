@@ -14,7 +14,7 @@ from pyzo.estimators import FORWARD, Estimator, TwoSided
 from pyzo.field import NOISE_VERSION
 from pyzo.interrupts import DeferredInterrupts
 from pyzo.masks import Random
-from pyzo.optim.params import Named, Params, named_tensors, read_params
+from pyzo.optim.params import Params, named_tensors, read_params
 from pyzo.optim.points import Points, warn_of_quantum
 from pyzo.optim.ranks import Ranks
 from pyzo.passes import Sweep, Trained, Update
@@ -105,7 +105,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._ranks = Ranks(process_group)
         self._controls: dict[torch.device, Control] = {}
         self._rows: list[RowKey] = []
-        self._born: dict[torch.Tensor, int] = {}  # how many updates were applied before a tensor joined
+        self._born: dict[torch.Tensor, int] = {}  # how many applied updates a tensor had no part in
+        self._paused: dict[torch.Tensor, int] = {}  # how many were applied before a tensor was frozen
         self._sweep: Sweep | None = None
         self._signature: list[tuple[Any, ...]] = []
         self._losses_seen = 0
@@ -179,7 +180,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             if not named:
                 raise ValueError("params: expected at least one parameter that requires gradients, got none")
             header = self._first().read_header() if self._controls else None
-            keys = [self._row_key(n, header["applied"] if header else 0) for n in named]
+            self._count_joining([n.tensor for n in named], header["applied"] if header else 0)
+            keys = [(n.group, id(n.tensor) not in self._undecayed, self._born.get(n.tensor, 0)) for n in named]
             rows = list(dict.fromkeys(keys))
             controls = {}
             for device in dict.fromkeys(n.tensor.device for n in named):
@@ -207,9 +209,15 @@ class ZOOptimizer(torch.optim.Optimizer):
             control.write_rows(values)
         return self._sweep
 
-    def _row_key(self, named: Named, applied: int) -> RowKey:
-        born = self._born.setdefault(named.tensor, applied) if self.state_names else 0
-        return named.group, id(named.tensor) not in self._undecayed, born
+    def _count_joining(self, tensors: list[torch.Tensor], applied: int) -> None:
+        """Notes which tensors join, leave or come back after `applied` updates: each counts its own, as in torch."""
+        if not self.state_names:
+            return
+        for tensor in set(self._born).difference(tensors):
+            self._paused.setdefault(tensor, applied)
+        for tensor in tensors:
+            self._born.setdefault(tensor, applied)
+            self._born[tensor] += applied - self._paused.pop(tensor, applied)
 
     def _state_of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The state of a parameter, made of zeros where there is none yet, on the parameter's device."""
@@ -249,10 +257,9 @@ class ZOOptimizer(torch.optim.Optimizer):
                 self.store,
                 interrupts,
                 rewinds=self._mode != "recording",
-                every_operator=self._losses_seen == 0,  # what the closure calls hardly changes later
             )
             self.store.open(sweep)  # allocates, so it may fail; nothing has begun yet
-            headers = [control.remember() for control in self._controls.values()]
+            before = [control.remember() for control in self._controls.values()]
             try:
                 for control in self._controls.values():
                     ops.begin_step_(control.tensor)
@@ -267,8 +274,8 @@ class ZOOptimizer(torch.optim.Optimizer):
                 self.store.restore()
                 torch.clear_autocast_cache()
                 points.rewind()
-                for control, header in zip(self._controls.values(), headers, strict=True):
-                    control.recall(header)
+                for control, copy in zip(self._controls.values(), before, strict=True):
+                    control.recall(copy)
                 raise
             self._losses_seen = len(values)
         if self._mode == "live" and all(device.type == "cpu" for device in self._controls):
@@ -364,15 +371,23 @@ class ZOOptimizer(torch.optim.Optimizer):
     # Saving --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups and per-parameter state as in torch, and under "pyzo" the run: noise version, seed, counters, keys."""
+        """Groups and state as in torch, and under "pyzo" the run: noise version, method, seed, counters, keys."""
         saved = super().state_dict()
         run = self._first().read_header()
         for index, tensor in enumerate(p for group in self.param_groups for p in group["params"]):
             if tensor in self._born:
-                saved["state"][index]["step"] = run["applied"] - self._born[tensor]
+                saved["state"][index] = {
+                    **saved["state"][index],
+                    "step": self._paused.get(tensor, run["applied"]) - self._born[tensor],
+                }
         for group in saved["param_groups"]:  # as plain values, which torch.load takes with weights_only
             group["mask"] = None if group["mask"] is None else asdict(group["mask"])
-        saved["pyzo"] = {"noise_version": NOISE_VERSION, "run": run, "keys": self.keys()}
+        saved["pyzo"] = {
+            "noise_version": NOISE_VERSION,
+            "method": type(self).__name__,
+            "run": run,
+            "keys": self.keys(),
+        }
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -392,10 +407,14 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"state_dict: expected the same trained parameters, got others, the first being {other[0][0]!r}"
             )
+        pairs = zip(self.param_groups, state_dict["param_groups"], strict=False)
+        if run["method"] != type(self).__name__ or any(set(own) != set(saved) for own, saved in pairs):
+            raise ValueError(f"state_dict: expected one of {type(self).__name__}, got one of {run['method']}")
         tensors = [p for group in self.param_groups for p in group["params"]]
         states = {tensors[index]: state for index, state in state_dict["state"].items()}
-        for tensor, state in states.items():
-            self._check_state(tensor, state)
+        trained = [named.tensor for named in named_tensors(self.param_groups)] if self.state_names else []
+        for tensor in dict.fromkeys([*trained, *states]):
+            self._check_state(tensor, states.get(tensor, {}))
         # Without the state: torch would cast it to the dtype of the parameter.
         groups = [
             {**group, "mask": None if group["mask"] is None else Random(**group["mask"])}
@@ -404,6 +423,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         super().load_state_dict({"state": {}, "param_groups": groups})
         self.state.clear()
         self._born.clear()
+        self._paused.clear()
         for tensor, state in states.items():
             self.state[tensor] = {name: state[name].clone().to(tensor.device) for name in self.state_names}
             self._born[tensor] = run["run"]["applied"] - state["step"]

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 @contextmanager
 def idle(optimizer: "ZOOptimizer") -> Iterator[None]:
     """Steps inside do all their work and change no bit: perturbations have length 0, and every loss counts as NaN."""
-    headers = [control.remember() for control in optimizer._controls.values()]
+    before = [control.remember() for control in optimizer._controls.values()]
     seen = optimizer._losses_seen
     optimizer._mode = "idle"
     try:
         yield
     finally:
         optimizer._mode, optimizer._losses_seen = "live", seen
-        for control, header in zip(optimizer._controls.values(), headers, strict=True):
-            control.recall(header)
+        for control, copy in zip(optimizer._controls.values(), before, strict=True):
+            control.recall(copy)
+        optimizer._prepare()  # rows as they are without
 
 
 class Captured:

@@ -23,7 +23,6 @@ class Points:
         sweep, store: the trained tensors and how they are moved.
         interrupts: those of the step, allowed while the closure runs.
         rewinds: whether to set torch's generators back between points.
-        every_operator: as `pyzo.forward.directional_derivative` takes it.
     """
 
     def __init__(
@@ -34,13 +33,11 @@ class Points:
         interrupts: DeferredInterrupts,
         *,
         rewinds: bool = True,
-        every_operator: bool = False,
     ):
         self._closure = closure
         self._sweep = sweep
         self._store = store
         self._interrupts = interrupts
-        self._every_operator = every_operator
         self._tangents: list[list[torch.Tensor]] | None = None
         self._calls = 0
         self.rewind = Rewound({part.control.device for part in sweep.parts}) if rewinds else lambda: None
@@ -68,7 +65,7 @@ class Points:
             self._sweep.run(index, dst=tangents, perturb=(direction, 1.0))
         weights = [t for part in parts for t in part.tensors]
         tangents = [t for own in self._tangents for t in own]
-        loss, derivative = directional_derivative(self._call, weights, tangents, every_operator=self._every_operator)
+        loss, derivative = directional_derivative(self._call, weights, tangents)
         return self._scalar(loss), self._scalar(derivative)
 
     def _loss(self) -> torch.Tensor:
