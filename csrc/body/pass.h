@@ -4,7 +4,8 @@
 //   undo     w <- round(w + undo_scale z_u)                   takes back an in-place perturbation
 //   update   w, state <- round(rule(w, g, state)), g = sum_j c_j z_j
 //   perturb  w <- round(w + perturb_scale z_p)
-// An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. The drivers in cpu/ and cuda/ supply the noise and move the data.
+// An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. The
+// drivers in cpu/ and cuda/ supply the noise and move the data.
 #include "core/control.h"
 #include "core/rounding.h"
 
