@@ -12,6 +12,7 @@ import importlib.util
 _NAMES = {
     "estimators": "pyzo.estimators",
     "masks": "pyzo.masks",
+    "memory": "pyzo.memory",
     "noise": "pyzo.field",
     "ops": "pyzo.ops",
     "optim": "pyzo.optim",
