@@ -284,3 +284,18 @@ def test_the_loss_of_a_batch_in_a_closure_with_arguments_of_its_own():
     model = transformer()
     x, y = batch()
     assert torch.isfinite(ZOSGD(model).step(lambda: cross_entropy(model, x[:4], y[:4])))
+
+
+def test_an_outer_autocast_sees_the_weights_of_each_point():
+    """Autocast keeps its 16-bit casts of fp32 weights, also under no_grad, and does not notice that they were moved."""
+    model = torch.nn.Linear(64, 64)
+    x = torch.ones(8, 64)
+    opt = ZOSGD(model, lr=0.1, eps=0.1, store="inplace")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(x)  # fills the cache
+        opt.step(lambda: model(x).float().square().mean())
+        after = model(x)
+    plus, minus = opt.last.losses.tolist()
+    assert plus != minus
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(after, model(x))  # nor is a cast left behind of weights before the update
