@@ -114,7 +114,7 @@ def lines(dtype: torch.dtype, elements: int, device: str, seconds: float) -> Ite
     yield f"{str(dtype).removeprefix('torch.')}, medians of {rounds} rounds"
     for name, *_ in jobs:
         fused, eager = (elements * 1e-9 / statistics.median(samples[f"{who} {name}"]) for who in ("pyzo", "torch"))
-        yield f"  {name:28} {fused:9.3f} {eager:9.3f} {fused / eager:8.1f} x"
+        yield f"  {name:28} {fused:9.3g} {eager:9.3g} {fused / eager:8.3g} x"
 
 
 def conditions(device: str) -> str:
