@@ -63,6 +63,18 @@ struct Scalar {
 #endif
   }
 
+  // 1 / x of a number in [2^-64, 2^64], correctly rounded. On the device: the estimate and one Newton step, the
+  // sequence nvcc itself emits for rcp.rn inside this range, without its range check and slow path.
+  static PYZO_HD F reciprocal(F x) {
+#if defined(__CUDA_ARCH__)
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return __fmaf_rn(y, __fmaf_rn(-x, y, 1.0f), y);
+#else
+    return 1.0f / x;
+#endif
+  }
+
   static PYZO_HD F float_of(I x) { return float(x); }    // round to nearest even
   static PYZO_HD I truncate(F x) { return int32_t(x); }  // |x| < 2^31
   static PYZO_HD U as_u(F x) { return bits<uint32_t>(x); }
@@ -79,6 +91,12 @@ struct Scalar {
   // a < b ? yes : no, for a and b below 2^31
   static PYZO_HD U below(U a, U b, U yes, U no) { return a < b ? yes : no; }
   static PYZO_HD F if_below(U a, U b, F yes, F no) { return a < b ? yes : no; }
+  // a < b ? yes : no, of numbers; no where either is NaN
+  static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
+  // x held within a bound. NaN stays NaN.
+  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
+  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
+  static PYZO_HD F abs(F x) { return __builtin_fabsf(x); }
   static PYZO_HD F sign_at_top(U x) { return bits<float>((x & 0x80000000u) | 0x3f800000u); }  // -1 or 1
   // a unless a equals b or either is NaN: keeps the bits of b (-0.0, NaN payloads) where nothing changed.
   static PYZO_HD F if_changed(F a, F b) { return (a < b || a > b) ? a : b; }

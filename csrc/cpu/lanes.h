@@ -35,6 +35,11 @@ struct Lanes {
   static PYZO_HD F sqrt_any(F x) { return sqrt(x); }
   static PYZO_HD F divide(F a, F b) { return a / b; }
   static PYZO_HD F if_below(U a, U b, F yes, F no) { return (I)a < (I)b ? yes : no; }
+  static PYZO_HD F reciprocal(F x) { return splat(1.0f) / x; }
+  static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
+  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
+  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
+  static PYZO_HD F abs(F x) { return as_f(as_u(x) & splat(0x7fffffffu)); }
   static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
 
 #if PYZO_LANES == 16

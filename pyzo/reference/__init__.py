@@ -1,13 +1,15 @@
 """The specification: every operator of `csrc/ops.inc` again, in plain torch on the CPU, equal in every bit.
 
 Written for reading and for tests, not for speed, and independent of the C++ code. Read `field` for the noise contract,
-`arithmetic` for what "fma" and "round" mean, `control` for how losses become a seeded gradient, `rules` and `passes`
-for what a pass does to a weight, `stores` and `methods` for the steps of the optimizers.
+`arithmetic` for what "fma" and "round" mean, `elementary` for exp, log, tanh, erf and their kin, `control` for how
+losses become a seeded gradient, `rules` and `passes` for what a pass does to a weight, `stores` and `methods` for the
+steps of the optimizers.
 Unsigned 32-bit words are int64 tensors in [0, 2^32); 64-bit seeds, keys and indices are taken modulo 2^64.
 """
 
 from .arithmetic import divide, fma, round_nearest, round_stochastic, sqrt
 from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, write_row
+from .elementary import erf, exp, expm1, log, log1p, normal_distribution, sigmoid, tanh
 from .field import (
     DISTRIBUTIONS,
     MASK_DIRECTION,
@@ -54,15 +56,21 @@ __all__ = [
     "direction_of",
     "direction_seed",
     "divide",
+    "erf",
     "estimate_",
+    "exp",
+    "expm1",
     "field_words",
     "fma",
     "global_index",
+    "log",
+    "log1p",
     "mix64",
     "new_control",
     "noise",
     "noise_",
     "normal",
+    "normal_distribution",
     "pass_",
     "philox4x32",
     "philox_",
@@ -72,6 +80,8 @@ __all__ = [
     "read_row",
     "round_nearest",
     "round_stochastic",
+    "sigmoid",
     "sqrt",
+    "tanh",
     "write_row",
 ]
