@@ -68,17 +68,27 @@ PYZO_HD typename L::F expm1(typename L::F x) {
   return L::if_less(L::abs(x), L::splat(0x1p-25f), x, result + result);  // keeps -0 and all bits of subnormals
 }
 
-// 1 / (1 + e^-x), as e^x / (1 + e^x) where x is negative: accurate relative to its size.
+template <class F>
+struct Sigmoids {
+  F sigmoid, complement;  // 1 / (1 + e^-x), and 1 less that
+};
+
+// Both accurate relative to their size: with y = |x| they are 1 / (1 + e^-y) and e^-y / (1 + e^-y).
 template <class L>
-PYZO_HD typename L::F sigmoid(typename L::F x) {
+PYZO_HD Sigmoids<typename L::F> sigmoids(typename L::F x) {
   using F = typename L::F;
   const F y = L::at_most(L::abs(x), L::splat(104.0f));
   const F shifted = L::fma(y, L::splat(-kLog2E), L::splat(kRound + 151.0f));
   const F n = shifted - L::splat(kRound + 151.0f);
   const F f = L::fma(n, L::splat(kLn2Low), L::fma(n, L::splat(kLn2High), y));
   const F e = exponential<L>(f, -1.0f, 0x1p-24f) * L::as_f(L::as_u(shifted) << 23);
-  const F r = L::reciprocal(e + L::splat(1.0f));
-  return L::if_less(x, L::splat(0.0f), e * r, r);
+  const F large = L::reciprocal(e + L::splat(1.0f)), small = e * large, zero = L::splat(0.0f);
+  return {L::if_less(x, zero, small, large), L::if_less(x, zero, large, small)};
+}
+
+template <class L>
+PYZO_HD typename L::F sigmoid(typename L::F x) {
+  return sigmoids<L>(x).sigmoid;
 }
 
 // 1 - 2 / (e^2y + 1) where y = |x| is large enough, an odd polynomial below that.

@@ -83,6 +83,7 @@ struct Scalar {
   static PYZO_HD U as_u(I x) { return uint32_t(x); }
   static PYZO_HD I min(I a, I b) { return a < b ? a : b; }
   static PYZO_HD F positive_one(F x) { return x > 0.0f ? 1.0f : 0.0f; }  // x > 0 ? 1 : 0
+  static PYZO_HD U above(F a, F b) { return a > b ? 1u : 0u; }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const uint64_t p = uint64_t(m) * x;
     lo = uint32_t(p);

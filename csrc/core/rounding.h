@@ -9,7 +9,8 @@ namespace pyzo {
 // kAnyNaN = false leaves out what only NaNs with long payloads need: numbers, infinities and a plain NaN (payload
 // 0x400000, either sign) still pass. Passes use it where arithmetic makes plain NaNs, since a weight that is NaN keeps
 // its bits anyway.
-enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+// Weights have the first three; float64 is for layers on the CPU, where gradients are checked numerically.
+enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 
 template <class L>
 PYZO_HD typename L::U magnitude(typename L::F x) {
@@ -20,7 +21,7 @@ template <class L, Dtype T, bool kAnyNaN = true>
 PYZO_HD typename L::F round_nearest(typename L::F x) {
   using F = typename L::F;
   using U = typename L::U;
-  if constexpr (T == kFloat32) {
+  if constexpr (T == kFloat32 || T == kFloat64) {
     return x;
   } else if constexpr (T == kBFloat16) {
     const U u = L::as_u(x);

@@ -12,6 +12,7 @@ struct Lanes {
   typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
   typedef int32_t I __attribute__((vector_size(4 * kLanes)));
   static constexpr int kWidth = kLanes;
+  using Number = float;
   static constexpr bool kPlainNaN = true;
 
   static PYZO_HD F splat(float x) { return x - F{}; }
@@ -30,6 +31,7 @@ struct Lanes {
   static PYZO_HD I truncate(F x) { return __builtin_convertvector(x, I); }
   static PYZO_HD I min(I a, I b) { return a < b ? a : b; }
   static PYZO_HD F positive_one(F x) { return (F)((I)(x > F{}) & (I)splat(0x3f800000u)); }
+  static PYZO_HD U above(F a, F b) { return (U)(a > b) & splat(1u); }
   static PYZO_HD U below(U a, U b, U yes, U no) { return (I)a < (I)b ? yes : no; }
   static PYZO_HD F sign_at_top(U x) { return (I)x < (I)splat(0u) ? splat(-1.0f) : splat(1.0f); }
   static PYZO_HD F sqrt_any(F x) { return sqrt(x); }

@@ -1,6 +1,7 @@
-// The CPU device: torch's threads over tiles, and the registration of the operators.
+// The CPU device: torch's threads over the tiles of a pass, and the registration of the operators.
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/device_activation.h"
 #include "cpu/isa.h"
 #include "ops.h"
 
@@ -11,7 +12,7 @@ constexpr int64_t kGrain = 16;  // tiles a thread must have to be worth waking
 
 int64_t tiles(int64_t n) { return (n + cpu::kTile - 1) / cpu::kTile; }
 
-struct Cpu {
+struct CpuPass {
   static void pass(const Tensor&, const PassArgs& args, const PassTensors& work) {
     std::vector<int64_t> first(1, 0);  // tile number at which each tensor begins
     for (const TensorArgs& t : work.tensors) first.push_back(first.back() + tiles(t.n));
@@ -51,6 +52,8 @@ struct Cpu {
 
   static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
+
+struct Cpu : CpuPass, CpuActivation {};
 
 }  // namespace
 

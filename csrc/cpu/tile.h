@@ -319,6 +319,8 @@ void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, Dtype state, int6
       return pass_of<kBFloat16>(a, t, state, begin, end);
     case kFloat16:
       return pass_of<kFloat16>(a, t, state, begin, end);
+    case kFloat64:
+      break;  // no weight has it
   }
 }
 
@@ -349,6 +351,8 @@ void noise(Source s, Shard shard, int distribution, Dtype dtype, void* out, int6
       return noise_tensor<kBFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
     case kFloat16:
       return noise_tensor<kFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
+    case kFloat64:
+      break;  // no weight has it
   }
 }
 

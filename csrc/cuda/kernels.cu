@@ -89,6 +89,8 @@ int noise(Source s, Shard shard, int distribution, Dtype dtype, void* out, int64
     case kFloat16:
       return normal ? launch_noise<kFloat16, kNormal>(s, shard, out, n, stream)
                     : launch_noise<kFloat16, kRademacher>(s, shard, out, n, stream);
+    case kFloat64:
+      break;  // no weight has it
   }
   return cudaErrorInvalidValue;
 }

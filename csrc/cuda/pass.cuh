@@ -293,6 +293,8 @@ int launch_rule(const Launch& launch, Dtype dtype, Dtype state, CUstream_st* str
       return launch_state<kBFloat16, kRule>(launch, state, stream);
     case kFloat16:
       return launch_state<kFloat16, kRule>(launch, state, stream);
+    case kFloat64:
+      break;  // no weight has it
   }
   return cudaErrorInvalidValue;
 }

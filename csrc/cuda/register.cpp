@@ -1,28 +1,13 @@
-// The CUDA device: torch's current stream, error checks, and the registration of the operators.
-#include <torch/csrc/stable/accelerator.h>
-
+// The CUDA device: launches on torch's current stream, and the registration of the operators.
+#include "cuda/device_activation.h"
 #include "cuda/launch.h"
+#include "cuda/stream.h"
 #include "ops.h"
-
-// Present under a CUDA torch only. Weak, so that one binary loads under every torch.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace pyzo {
 namespace {
 
-// Selects the device of a tensor and calls launch(stream) on its current stream.
-template <class Launch>
-void on_stream(const Tensor& t, const Launch& launch) {
-  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA: the stream of ", describe(t),
-                  " is unknown");
-  torch::stable::accelerator::DeviceGuard guard(t.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  const int error = launch(static_cast<CUstream_st*>(stream));
-  STD_TORCH_CHECK(error == 0, "CUDA: ", cuda::error_text(error));
-}
-
-struct Cuda {
+struct CudaPass {
   static void pass(const Tensor& control, const PassArgs& args, const PassTensors& work) {
     for (const Dtype dtype : {kFloat32, kBFloat16, kFloat16}) {
       std::vector<TensorArgs> same;
@@ -60,6 +45,8 @@ struct Cuda {
     on_stream(control, [&](CUstream_st* stream) { return cuda::choose(c, losses, stream); });
   }
 };
+
+struct Cuda : CudaPass, CudaActivation {};
 
 }  // namespace
 

@@ -1,15 +1,7 @@
-"""The operators of pyzo: loads them, gives each a fake for torch.compile, and wraps each in a typed function."""
-
-from pathlib import Path
+"""The operators of zeroth-order steps: a fake of each for torch.compile, and a typed function around each."""
 
 import torch
 
-_LIBRARY = Path(__file__).with_name("_C.so")
-if not _LIBRARY.exists():
-    raise ImportError(
-        f"{_LIBRARY} is missing: build it with `pip install .` (or `pip install -e .`) in pyzo's repository"
-    )
-torch.ops.load_library(_LIBRARY)
 _ops = torch.ops.pyzo
 
 DISTRIBUTIONS = {"normal": 0, "rademacher": 1}

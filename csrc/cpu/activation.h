@@ -1,0 +1,115 @@
+// Kernels of activations: values, exact derivatives, and codes. Included once by each cpu/layers_*.cpp; lies in that
+// file's own namespace.
+#include "cpu/codes.h"
+
+namespace pyzo::cpu::PYZO_ISA {
+
+// The tile becomes h of it.
+inline void values(int f, LayerTile& tile, int64_t n) {
+  with_function(f, [&](auto tag) {
+    for (int64_t k = 0; k < vectors(n); ++k) tile.v[k] = function<Lanes, decltype(tag)::value>(tile.v[k]).value;
+  });
+}
+
+// The tile becomes h' of it.
+inline void slopes(int f, LayerTile& tile, int64_t n) {
+  with_function(f, [&](auto tag) {
+    for (int64_t k = 0; k < vectors(n); ++k) tile.v[k] = function<Lanes, decltype(tag)::value>(tile.v[k]).slope;
+  });
+}
+
+// A tile's codes, from a number for each of its elements and of those that fill the last group.
+inline void pack(const uint32_t* code, int bits, int64_t n, uint8_t* out) {
+  alignas(64) uint8_t packed[kLayerTile * kMaxBits / 8 + 8];
+  const int64_t bytes = kGroup * bits / 8;
+  for (int64_t g = 0; g * kGroup < n; ++g) {
+    const uint64_t word = join(code + g * kGroup, bits);
+    __builtin_memcpy(packed + g * bytes, &word, 8);  // little-endian, as the codes
+  }
+  __builtin_memcpy(out, packed, code_bytes(n, bits));
+}
+
+inline void activation(const Elements& e, int f, int64_t begin, int64_t end) {
+  for_tiles(begin, end, [&](int64_t i, int64_t n) {
+    LayerTile x;
+    load_tile(e.dtype, e.in[0], i, n, x);
+    values(f, x, n);
+    store_tile(e.dtype, e.out, i, n, x);
+  });
+}
+
+inline void activation_backward(const Elements& e, int f, int64_t begin, int64_t end) {
+  for_tiles(begin, end, [&](int64_t i, int64_t n) {
+    LayerTile gradient, x;
+    load_tile(e.dtype, e.in[0], i, n, gradient);
+    load_tile(e.dtype, e.in[1], i, n, x);
+    slopes(f, x, n);
+    for (int64_t k = 0; k < vectors(n); ++k) x.v[k] = gradient.v[k] * x.v[k];
+    store_tile(e.dtype, e.out, i, n, x);
+  });
+}
+
+inline void coded_activation(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
+                             int64_t end) {
+  for_tiles(begin, end, [&](int64_t i, int64_t n) {
+    LayerTile x;
+    alignas(64) uint32_t code[kLayerTile];
+    load_tile(e.dtype, e.in[0], i, n, x);
+    for (int64_t k = 0; k < vectors(n); ++k) {
+      const U c = code_of<Lanes>(x.v[k], thresholds);
+      __builtin_memcpy(code + k * kLanes, &c, sizeof c);
+    }
+    for (int64_t k = n; k % kGroup; ++k) code[k] = 0;
+    pack(code, thresholds.bits, n, codes + i * thresholds.bits / 8);
+    values(f, x, n);
+    store_tile(e.dtype, e.out, i, n, x);
+  });
+}
+
+// Gradient times slope, elements [begin, end).
+template <Dtype T, int kBits>
+void scale_by_codes(const void* gradient, const Levels& slopes, const uint8_t* codes, void* out, int64_t begin,
+                    int64_t end) {
+  constexpr int64_t kBytes = kGroup * kBits / 8;
+  const SlopeTable<kBits> table(slopes);
+  const auto group = [&](const void* from, void* to, int64_t i, uint64_t word) {
+    F slope[kGroup / kLanes];
+    table.look_up(word, slope);
+    for (int64_t k = 0; k < kGroup / kLanes; ++k)
+      Lanes::store<T>(to, i + k * kLanes, to_storage<Lanes, T>(Lanes::load<T>(from, i + k * kLanes) * slope[k]));
+  };
+  const uint8_t* at = codes + begin * kBits / 8;
+  int64_t i = begin;
+  uint64_t word = 0;
+  for (; i + kGroup <= end; i += kGroup, at += kBytes) {
+    __builtin_memcpy(&word, at, kBytes);
+    group(gradient, out, i, word);
+  }
+  if (const int64_t n = end - i; n > 0) {
+    alignas(64) char from[8 * kGroup] = {}, to[8 * kGroup];
+    word = 0;
+    __builtin_memcpy(&word, at, code_bytes(n, kBits));
+    __builtin_memcpy(from, static_cast<const char*>(gradient) + i * size_of(T), n * size_of(T));
+    group(from, to, 0, word);
+    __builtin_memcpy(static_cast<char*>(out) + i * size_of(T), to, n * size_of(T));
+  }
+}
+
+inline void coded_activation_backward(const Elements& e, const Levels& slopes, const uint8_t* codes, int64_t begin,
+                                      int64_t end) {
+  with_dtype(e.dtype, [&](auto t) {
+    constexpr Dtype T = decltype(t)::value;
+    switch (slopes.bits) {
+      case 1:
+        return scale_by_codes<T, 1>(e.in[0], slopes, codes, e.out, begin, end);
+      case 2:
+        return scale_by_codes<T, 2>(e.in[0], slopes, codes, e.out, begin, end);
+      case 3:
+        return scale_by_codes<T, 3>(e.in[0], slopes, codes, e.out, begin, end);
+      case 4:
+        return scale_by_codes<T, 4>(e.in[0], slopes, codes, e.out, begin, end);
+    }
+  });
+}
+
+}  // namespace pyzo::cpu::PYZO_ISA

@@ -1,0 +1,75 @@
+// Tiles of layers: up to kLayerTile elements as floats in L1, whatever their dtype. A kernel converts a tile, computes
+// on it, and rounds it; so functions exist once per instruction set and not once more per dtype. Included once by each
+// cpu/layers_*.cpp after its Lanes; lies in that file's own namespace.
+#include "cpu/layers.h"
+
+namespace pyzo::cpu::PYZO_ISA {
+
+using F = Lanes::F;
+using U = Lanes::U;
+
+struct alignas(64) LayerTile {
+  F v[kLayerTile / kLanes];
+};
+
+constexpr int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Calls run(DtypeTag<T>{}) for one of the dtypes that these lanes serve.
+template <Dtype T>
+struct DtypeTag {
+  static constexpr Dtype value = T;
+};
+template <class Run>
+PYZO_HD void with_dtype(Dtype dtype, const Run& run) {
+  if constexpr (sizeof(Lanes::Number) == 8) {
+    run(DtypeTag<kFloat64>{});
+  } else {
+    if (dtype == kFloat32)
+      run(DtypeTag<kFloat32>{});
+    else if (dtype == kBFloat16)
+      run(DtypeTag<kBFloat16>{});
+    else
+      run(DtypeTag<kFloat16>{});
+  }
+}
+
+inline int64_t vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
+
+// n elements from element i on; what lies beyond them in the last vector is 0.
+template <Dtype T>
+inline void load_tile(const void* from, int64_t i, int64_t n, LayerTile& tile) {
+  const int64_t whole = n / kLanes;
+  for (int64_t k = 0; k < whole; ++k) tile.v[k] = Lanes::load<T>(from, i + k * kLanes);
+  if (const int64_t rest = n - whole * kLanes) {
+    alignas(64) char buffer[8 * kLanes] = {};
+    __builtin_memcpy(buffer, static_cast<const char*>(from) + (i + whole * kLanes) * size_of(T), rest * size_of(T));
+    tile.v[whole] = Lanes::load<T>(buffer, 0);
+  }
+}
+
+// Rounded to nearest.
+template <Dtype T>
+inline void store_tile(void* to, int64_t i, int64_t n, const LayerTile& tile) {
+  const int64_t whole = n / kLanes;
+  for (int64_t k = 0; k < whole; ++k) Lanes::store<T>(to, i + k * kLanes, to_storage<Lanes, T>(tile.v[k]));
+  if (const int64_t rest = n - whole * kLanes) {
+    alignas(64) char buffer[8 * kLanes];
+    Lanes::store<T>(buffer, 0, to_storage<Lanes, T>(tile.v[whole]));
+    __builtin_memcpy(static_cast<char*>(to) + (i + whole * kLanes) * size_of(T), buffer, rest * size_of(T));
+  }
+}
+
+inline void load_tile(Dtype dtype, const void* from, int64_t i, int64_t n, LayerTile& tile) {
+  with_dtype(dtype, [&](auto t) { load_tile<decltype(t)::value>(from, i, n, tile); });
+}
+inline void store_tile(Dtype dtype, void* to, int64_t i, int64_t n, const LayerTile& tile) {
+  with_dtype(dtype, [&](auto t) { store_tile<decltype(t)::value>(to, i, n, tile); });
+}
+
+// Calls run(first element, number) for each tile of [begin, end).
+template <class Run>
+PYZO_HD void for_tiles(int64_t begin, int64_t end, const Run& run) {
+  for (; begin < end; begin += kLayerTile) run(begin, end - begin < kLayerTile ? end - begin : kLayerTile);
+}
+
+}  // namespace pyzo::cpu::PYZO_ISA

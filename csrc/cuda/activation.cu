@@ -1,0 +1,120 @@
+// Activations on CUDA: values, exact derivatives, and codes. No torch.
+#include "cuda/layer.cuh"
+
+namespace pyzo::cuda {
+namespace {
+
+template <Dtype T>
+__global__ void __launch_bounds__(kLayerThreads) activation_kernel(Elements e, int f) {
+  const int64_t i = first_element();
+  if (i >= e.n) return;
+  float x[kEach];
+  load_each<T>(e.in[0], i, e.n, x);
+  with_function(f, [&](auto tag) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) x[k] = function<Lane, decltype(tag)::value>(x[k]).value;
+  });
+  store_each<T>(e.out, i, e.n, x);
+}
+
+template <Dtype T>
+__global__ void __launch_bounds__(kLayerThreads) activation_backward_kernel(Elements e, int f) {
+  const int64_t i = first_element();
+  if (i >= e.n) return;
+  float gradient[kEach], x[kEach];
+  load_each<T>(e.in[0], i, e.n, gradient);
+  load_each<T>(e.in[1], i, e.n, x);
+  with_function(f, [&](auto tag) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) x[k] = gradient[k] * function<Lane, decltype(tag)::value>(x[k]).slope;
+  });
+  store_each<T>(e.out, i, e.n, x);
+}
+
+// The codes of a thread's 8 elements are `bits` bytes, the first element's in the lowest bits.
+__device__ __forceinline__ void store_codes(uint8_t* codes, int64_t i, int64_t n, int bits, uint32_t word) {
+  uint8_t* at = codes + i / kEach * bits;
+  const int64_t bytes = i + kEach <= n ? bits : code_bytes(n - i, bits);
+  if (bytes == 2)
+    *reinterpret_cast<uint16_t*>(at) = uint16_t(word);
+  else if (bytes == 4)
+    *reinterpret_cast<uint32_t*>(at) = word;
+  else
+    for (int b = 0; b < bytes; ++b) at[b] = uint8_t(word >> (8 * b));
+}
+
+__device__ __forceinline__ uint32_t load_codes(const uint8_t* codes, int64_t i, int64_t n, int bits) {
+  const uint8_t* at = codes + i / kEach * bits;
+  const int64_t bytes = i + kEach <= n ? bits : code_bytes(n - i, bits);
+  if (bytes == 2) return *reinterpret_cast<const uint16_t*>(at);
+  if (bytes == 4) return *reinterpret_cast<const uint32_t*>(at);
+  uint32_t word = 0;
+  for (int b = 0; b < bytes; ++b) word |= uint32_t(at[b]) << (8 * b);
+  return word;
+}
+
+template <Dtype T>
+__global__ void __launch_bounds__(kLayerThreads)
+    coded_activation_kernel(Elements e, int f, Levels thresholds, uint8_t* codes) {
+  const int64_t i = first_element();
+  if (i >= e.n) return;
+  float x[kEach];
+  load_each<T>(e.in[0], i, e.n, x);
+  uint32_t word = 0;
+  for (int t = 0; t < (1 << thresholds.bits) - 1; ++t) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) word += Lane::above(x[k], thresholds.level[t]) << (k * thresholds.bits);
+  }
+  if (i + kEach > e.n) word &= (1u << ((e.n - i) * thresholds.bits)) - 1u;
+  store_codes(codes, i, e.n, thresholds.bits, word);
+  with_function(f, [&](auto tag) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) x[k] = function<Lane, decltype(tag)::value>(x[k]).value;
+  });
+  store_each<T>(e.out, i, e.n, x);
+}
+
+template <Dtype T>
+__global__ void __launch_bounds__(kLayerThreads)
+    coded_activation_backward_kernel(Elements e, Levels slopes, const uint8_t* codes) {
+  __shared__ float level[1 << kMaxBits];  // lanes read different entries, which constant memory would serve in turn
+  if (threadIdx.x < 1 << kMaxBits) level[threadIdx.x] = slopes.level[threadIdx.x];
+  __syncthreads();
+  const int64_t i = first_element();
+  if (i >= e.n) return;
+  float gradient[kEach];
+  load_each<T>(e.in[0], i, e.n, gradient);
+  const uint32_t word = load_codes(codes, i, e.n, slopes.bits), mask = (1u << slopes.bits) - 1u;
+#pragma unroll
+  for (int k = 0; k < kEach; ++k) gradient[k] *= level[(word >> (k * slopes.bits)) & mask];
+  store_each<T>(e.out, i, e.n, gradient);
+}
+
+}  // namespace
+
+int activation(const Elements& e, int f, CUstream_st* stream) {
+  return launch_for(e.dtype, [&](auto t) {
+    activation_kernel<decltype(t)::value><<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, f);
+  });
+}
+
+int activation_backward(const Elements& e, int f, CUstream_st* stream) {
+  return launch_for(e.dtype, [&](auto t) {
+    activation_backward_kernel<decltype(t)::value><<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, f);
+  });
+}
+
+int coded_activation(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, CUstream_st* stream) {
+  return launch_for(e.dtype, [&](auto t) {
+    coded_activation_kernel<decltype(t)::value><<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, f, thresholds, codes);
+  });
+}
+
+int coded_activation_backward(const Elements& e, const Levels& slopes, const uint8_t* codes, CUstream_st* stream) {
+  return launch_for(e.dtype, [&](auto t) {
+    coded_activation_backward_kernel<decltype(t)::value>
+        <<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, slopes, codes);
+  });
+}
+
+}  // namespace pyzo::cuda

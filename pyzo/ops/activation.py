@@ -1,0 +1,88 @@
+"""The operators of activation functions: exact values, with what backward needs saved in full or as k-bit codes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import check_float, needs_graph, once_differentiable
+
+# Numbered as csrc/core/functions.h does.
+FUNCTIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "softplus", "elu", "hardswish")
+_ops = torch.ops.pyzo
+
+
+def function_code(name: str) -> int:
+    """The operators' number of an activation function; ValueError for an unknown name."""
+    if name not in FUNCTIONS:
+        raise ValueError(f"function: expected one of {', '.join(map(repr, FUNCTIONS))}, got {name!r}")
+    return FUNCTIONS.index(name)
+
+
+def activation(x: Tensor, function: str) -> Tensor:
+    """h(x), exact; backward multiplies by h'(x) computed from `x`, which is saved.
+
+    Args:
+        x: float32, bfloat16 or float16 (float64 on the CPU), any shape and strides.
+        function: a name of FUNCTIONS; `gelu` is the one with erf, `softplus` has beta 1, `elu` alpha 1.
+    """
+    check_float("x", x)
+    return _ops.activation(x.contiguous(), function_code(function))
+
+
+def coded_activation(x: Tensor, function: str, thresholds: Sequence[float], slopes: Sequence[float]) -> Tensor:
+    """h(x), exact; backward multiplies by slopes[code(x)], and only the codes are saved, k bits per element.
+
+    The code of an element is the number of thresholds that it exceeds (0 for NaN), so an element that equals a
+    threshold belongs to the segment below (LowMemoryBP, arXiv 2406.16282, section 4.2).
+
+    Args:
+        x: float32, bfloat16 or float16 (float64 on the CPU), any shape and strides.
+        function: a name of FUNCTIONS.
+        thresholds: 2^k - 1 increasing numbers, k from 1 to 4, compared as float32.
+        slopes: 2^k numbers, used as float32.
+    """
+    check_float("x", x)
+    code = function_code(function)
+    if not needs_graph(x):
+        return _ops.activation(x.contiguous(), code)
+    return _ops.coded_activation(x.contiguous(), code, list(thresholds), list(slopes))[0]
+
+
+def _like(x: Tensor, *args: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _like_and_codes(x: Tensor, function: int, thresholds: Sequence[float], slopes: Sequence[float]) -> tuple[Tensor, Tensor]:
+    bits = len(thresholds).bit_length()
+    return _like(x), x.new_empty((x.numel() * bits + 7) // 8, dtype=torch.uint8)
+
+
+for _name in ("activation", "activation_backward", "coded_activation_backward"):
+    torch.library.register_fake(f"pyzo::{_name}", _like)
+torch.library.register_fake("pyzo::coded_activation", _like_and_codes)
+
+
+def _save_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.function = inputs
+    ctx.save_for_backward(x)
+
+
+def _activation_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return _ops.activation_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.function), None
+
+
+def _save_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.slopes = inputs[3]
+    ctx.save_for_backward(output[1])
+
+
+def _coded_activation_backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+    return _ops.coded_activation_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.slopes), None, None, None
+
+
+torch.library.register_autograd("pyzo::activation", _activation_backward, setup_context=_save_input)
+torch.library.register_autograd("pyzo::coded_activation", _coded_activation_backward, setup_context=_save_codes)
+for _name in ("activation_backward", "coded_activation_backward"):
+    once_differentiable(_name)
