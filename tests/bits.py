@@ -2,7 +2,7 @@
 
 import torch
 
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SPECIAL = {  # zeros, smallest, largest, infinities, quiet and signalling NaNs with payloads
     torch.float32: (0, 1, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0x7F800000, 0x7FC01234, 0x7F801234),
     torch.bfloat16: (0, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0x7FD5, 0x7F95),

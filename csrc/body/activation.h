@@ -2,6 +2,7 @@
 // What the kernels of activations are given, and the choice of the function. No torch.
 #include "core/codec.h"
 #include "core/functions.h"
+#include "core/output.h"
 #include "core/rounding.h"
 
 namespace pyzo {

@@ -112,4 +112,25 @@ inline void coded_activation_backward(const Elements& e, const Levels& slopes, c
   });
 }
 
+inline void output_activation_backward(const Elements& e, int f, const uint8_t* sides, int64_t begin, int64_t end) {
+  const SlopeTable<1> bit({1, {0.0f, 1.0f}});
+  for_tiles(begin, end, [&](int64_t i, int64_t n) {
+    LayerTile gradient, y, right = {};
+    load_tile(e.dtype, e.in[0], i, n, gradient);
+    load_tile(e.dtype, e.in[1], i, n, y);
+    if (has_sides(f)) {
+      for (int64_t k = 0; k < n; k += kGroup) {
+        uint64_t word = 0;
+        __builtin_memcpy(&word, sides + (i + k) / 8, n - k < kGroup ? code_bytes(n - k, 1) : kGroup / 8);
+        bit.look_up(word, right.v + k / kLanes);
+      }
+    }
+    with_function(f, [&](auto tag) {
+      for (int64_t k = 0; k < vectors(n); ++k)
+        y.v[k] = gradient.v[k] * slope_of_output<Lanes, decltype(tag)::value>(y.v[k], right.v[k]);
+    });
+    store_tile(e.dtype, e.out, i, n, y);
+  });
+}
+
 }  // namespace pyzo::cpu::PYZO_ISA

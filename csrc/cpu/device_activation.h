@@ -39,6 +39,11 @@ struct CpuActivation {
     const auto kernel = cpu::layers(e.dtype).coded_activation_backward;
     parallel_tiles(e.n, [&](int64_t begin, int64_t end) { kernel(e, slopes, codes, begin, end); });
   }
+
+  static void output_activation_backward(const Tensor&, const Elements& e, int function, const uint8_t* sides) {
+    const auto kernel = cpu::layers(e.dtype).output_activation_backward;
+    parallel_tiles(e.n, [&](int64_t begin, int64_t end) { kernel(e, function, sides, begin, end); });
+  }
 };
 
 }  // namespace pyzo

@@ -4,6 +4,7 @@
 
 namespace pyzo::cpu::PYZO_ISA {
 
-constexpr Layers kLayers = {activation, activation_backward, coded_activation, coded_activation_backward};
+constexpr Layers kLayers = {activation, activation_backward, coded_activation, coded_activation_backward,
+                            output_activation_backward};
 
 }  // namespace pyzo::cpu::PYZO_ISA

@@ -16,6 +16,8 @@ struct Layers {
                            int64_t end);
   void (*coded_activation_backward)(const Elements&, const Levels& slopes, const uint8_t* codes, int64_t begin,
                                     int64_t end);
+  // in: gradient, y
+  void (*output_activation_backward)(const Elements&, int function, const uint8_t* sides, int64_t begin, int64_t end);
 };
 
 extern const Layers layers_base, layers_avx2, layers_avx512, layers_double;

@@ -90,6 +90,23 @@ __global__ void __launch_bounds__(kLayerThreads)
   store_each<T>(e.out, i, e.n, gradient);
 }
 
+template <Dtype T>
+__global__ void __launch_bounds__(kLayerThreads)
+    output_activation_backward_kernel(Elements e, int f, const uint8_t* sides) {
+  const int64_t i = first_element();
+  if (i >= e.n) return;
+  float gradient[kEach], y[kEach];
+  load_each<T>(e.in[0], i, e.n, gradient);
+  load_each<T>(e.in[1], i, e.n, y);
+  const uint32_t right = has_sides(f) ? sides[i / kEach] : 0u;
+  with_function(f, [&](auto tag) {
+#pragma unroll
+    for (int k = 0; k < kEach; ++k)
+      y[k] = gradient[k] * slope_of_output<Lane, decltype(tag)::value>(y[k], (right >> k) & 1u ? 1.0f : 0.0f);
+  });
+  store_each<T>(e.out, i, e.n, y);
+}
+
 }  // namespace
 
 int activation(const Elements& e, int f, CUstream_st* stream) {
@@ -114,6 +131,12 @@ int coded_activation_backward(const Elements& e, const Levels& slopes, const uin
   return launch_for(e.dtype, [&](auto t) {
     coded_activation_backward_kernel<decltype(t)::value>
         <<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, slopes, codes);
+  });
+}
+
+int output_activation_backward(const Elements& e, int f, const uint8_t* sides, CUstream_st* stream) {
+  return launch_for(e.dtype, [&](auto t) {
+    output_activation_backward_kernel<decltype(t)::value><<<blocks_for(e.n), kLayerThreads, 0, stream>>>(e, f, sides);
   });
 }
 

@@ -23,6 +23,10 @@ struct CudaActivation {
                                         const uint8_t* codes) {
     on_stream(at, [&](CUstream_st* stream) { return cuda::coded_activation_backward(e, slopes, codes, stream); });
   }
+
+  static void output_activation_backward(const Tensor& at, const Elements& e, int function, const uint8_t* sides) {
+    on_stream(at, [&](CUstream_st* stream) { return cuda::output_activation_backward(e, function, sides, stream); });
+  }
 };
 
 }  // namespace pyzo

@@ -11,5 +11,6 @@ int activation(const Elements&, int function, CUstream_st*);
 int activation_backward(const Elements&, int function, CUstream_st*);
 int coded_activation(const Elements&, int function, const Levels& thresholds, uint8_t* codes, CUstream_st*);
 int coded_activation_backward(const Elements&, const Levels& slopes, const uint8_t* codes, CUstream_st*);
+int output_activation_backward(const Elements&, int function, const uint8_t* sides, CUstream_st*);
 
 }  // namespace pyzo::cuda

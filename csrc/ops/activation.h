@@ -80,4 +80,34 @@ Tensor coded_activation_backward(Tensor gradient, Tensor codes, std::vector<doub
   return out;
 }
 
+// y, and where the function has a minimum a bit per element that says whether x lies right of it.
+template <class Device>
+std::tuple<Tensor, Tensor> output_activation(Tensor x, int64_t function) {
+  const Dtype dtype = check_layer(x, "x");
+  check_range("function", function, 0, kFunctions);
+  const bool sided = has_sides(int(function));
+  Tensor y = torch::stable::empty_like(x);
+  Tensor sides = torch::stable::new_empty(x, {sided ? code_bytes(x.numel(), 1) : 0}, ScalarType::Byte);
+  const Elements e = {dtype, x.numel(), {x.data_ptr()}, y.data_ptr()};
+  if (x.numel() > 0 && sided)
+    Device::coded_activation(x, e, int(function), {1, {turn_of(int(function))}},
+                             static_cast<uint8_t*>(sides.data_ptr()));
+  else if (x.numel() > 0)
+    Device::activation(x, e, int(function));
+  return {y, sides};
+}
+
+template <class Device>
+Tensor output_activation_backward(Tensor gradient, Tensor y, Tensor sides, int64_t function) {
+  const Dtype dtype = check_layer(y, "y");
+  check_like(gradient, "gradient", y, "y");
+  check_range("function", function, 0, kFunctions);
+  if (has_sides(int(function))) check_codes(sides, gradient, 1);
+  Tensor out = torch::stable::empty_like(y);
+  if (y.numel() > 0)
+    Device::output_activation_backward(y, {dtype, y.numel(), {gradient.data_ptr(), y.data_ptr()}, out.data_ptr()},
+                                       int(function), static_cast<const uint8_t*>(sides.data_ptr()));
+  return out;
+}
+
 }  // namespace pyzo

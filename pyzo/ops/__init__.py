@@ -1,22 +1,12 @@
 """The operators of pyzo, each with a fake for torch.compile and a typed function around it; importing loads them."""
 
-from pathlib import Path
-
-import torch
-
-_LIBRARY = Path(__file__).parents[1] / "_C.so"
-if not _LIBRARY.exists():
-    raise ImportError(
-        f"{_LIBRARY} is missing: build it with `pip install .` (or `pip install -e .`) in pyzo's repository"
-    )
-torch.ops.load_library(_LIBRARY)
-
-from .activation import (  # noqa: E402: what follows needs the library
+from .activation import (
     FUNCTIONS,
     activation,
     coded_activation,
+    output_activation,
 )
-from .steps import (  # noqa: E402
+from .steps import (
     DISTRIBUTIONS,
     DTYPES,
     RULES,
@@ -52,6 +42,7 @@ __all__ = [
     "estimate_",
     "isas",
     "noise_",
+    "output_activation",
     "pass_",
     "select_isa",
     "signed",

@@ -11,7 +11,7 @@ def once_differentiable(name: str) -> None:
 
     def backward(ctx: object, *gradients: torch.Tensor) -> None:
         raise NotImplementedError(
-            f"pyzo::{name} has no derivative: layers of pyzo are differentiated once (create_graph=True is not supported)"
+            f"pyzo::{name} has no derivative: layers of pyzo are differentiated once, without create_graph=True"
         )
 
     torch.library.register_autograd(f"pyzo::{name}", backward)

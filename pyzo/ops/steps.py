@@ -2,7 +2,7 @@
 
 import torch
 
-_ops = torch.ops.pyzo
+from .library import operators as _ops
 
 DISTRIBUTIONS = {"normal": 0, "rademacher": 1}
 RULES = {"sgd": 0, "sign": 1, "momentum": 2, "adam": 3}

@@ -33,12 +33,17 @@ def expm1(x: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^-x), for negative x e^x / (1 + e^x)."""
+    """1 / (1 + e^-x)."""
+    return sigmoids(x)[0]
+
+
+def sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / (1 + e^-x) and 1 less that: with y = |x| they are 1 / (1 + e^-y) and e^-y / (1 + e^-y)."""
     y = _at_most(x.abs(), 104.0)
     shifted, f = _reduce(y, 151.0, sign=-1.0)
     e = _exponential(f, -1.0, 2.0**-24) * float_of_bits(_exponent(shifted))
     r = divide(float32(1.0), e + 1.0)
-    return torch.where(x < 0.0, e * r, r)
+    return torch.where(x < 0.0, e * r, r), torch.where(x < 0.0, r, e * r)
 
 
 def tanh(x: Tensor) -> Tensor:

@@ -1,0 +1,6 @@
+"""Modules that save less for the backward pass (LowMemoryBP, arXiv 2406.16282, and exact alternatives to it)."""
+
+from .activation import FewBitActivation, OutputActivation, ReGELU2, ReSiLU2
+from .codebooks import Codebook, codebook
+
+__all__ = ["Codebook", "FewBitActivation", "OutputActivation", "ReGELU2", "ReSiLU2", "codebook"]

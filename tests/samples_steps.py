@@ -1,0 +1,77 @@
+"""Arguments of the operators of zeroth-order steps for the registry's tests."""
+
+from collections.abc import Callable
+
+import torch
+from bits import weights
+from sweeps import arguments, make_control, make_states
+
+EXACT = True  # the reference has the bits of every operator here
+Arguments = tuple[object, ...]
+
+
+def step_control(device: str) -> torch.Tensor:
+    return make_control(2, 2, seed=42).to(device)
+
+
+def tensors(device: str) -> list[torch.Tensor]:
+    return [
+        weights(n, dtype, seed=n, special=False).to(device)
+        for n, dtype in ((65, torch.float32), (7, torch.bfloat16), (130, torch.float16))
+    ]
+
+
+def table(device: str) -> torch.Tensor:
+    return torch.tensor([[1, 0, 0, 0, 0], [2, 5, 3, 8, 1], [3, 2**34, 0, 0, 0]])
+
+
+def pass_sample(
+    device: str, src: list[torch.Tensor], state_dtype: torch.dtype | None = None, **step: object
+) -> Arguments:
+    """Arguments of a pass over all of `tensors`."""
+    dst = tensors(device)
+    state = make_states(str(step.get("rule", "sgd")), [t.numel() for t in dst], state_dtype, seed=9)
+    state = [s.to(device) for s in state]
+    return (src, dst, state, table(device), step_control(device), *arguments(step).values())
+
+
+EVERYTHING = {"undo": 0, "undo_sign": 1.0, "directions": 2, "perturb": 1, "perturb_sign": -1.0, "stochastic": True}
+LOSSES = {  # of each kind of estimate
+    0: [1.0, 0.5, 2.0, 2.5],
+    1: [1.0, 0.5, 2.0],
+    2: [1.0, 0.5, 1.0, -2.0],
+}
+
+
+def estimate_sample(device: str, losses: list[float], kind: int, q: int, scaling: int) -> Arguments:
+    return (step_control(device), torch.tensor(losses, dtype=torch.float64, device=device), kind, q, scaling)
+
+
+def choose_sample(device: str, losses: list[float]) -> Arguments:
+    return (step_control(device), torch.tensor(losses, dtype=torch.float64, device=device))
+
+
+# Operator -> samples of arguments. An operator without a sample fails below.
+SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
+    "pass_": lambda device: [
+        pass_sample(device, [], **EVERYTHING),
+        pass_sample(device, [], **EVERYTHING, rule="sign", update_sign=-1.0, chosen=True, retract=True),
+        pass_sample(device, tensors(device), **EVERYTHING, rule="momentum", state_dtype=torch.float32),
+        pass_sample(device, [], **EVERYTHING, rule="adam", state_dtype=torch.bfloat16, masked=True),
+        pass_sample(device, tensors(device), directions=1, distribution=1),
+        ([], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
+    ],
+    "noise_": lambda device: [
+        (torch.empty(100, device=device), -1, 2**56 - 1, 3, 10, 100, 0),
+        (torch.empty(4, 33, dtype=torch.float16, device=device), 1, 2, 0, 0, 0, 1),
+        (torch.empty(0, dtype=torch.bfloat16, device=device), 1, 2, 0, 0, 0, 0),
+    ],
+    "philox_": lambda device: [(torch.empty(5, 4, dtype=torch.int32, device=device), -1, 2, -3)],
+    "begin_step_": lambda device: [(step_control(device),)],
+    "estimate_": lambda device: [
+        *(estimate_sample(device, losses, kind, 2, scaling) for kind, losses in LOSSES.items() for scaling in (0, 2)),
+        estimate_sample(device, LOSSES[1], 1, 2, 1),
+        estimate_sample(device, [1.0, torch.inf], 0, 1, 0),
+    ],
+    "choose_": lambda device: [choose_sample(device, [2.0, 1.0, 3.0]), choose_sample(device, [2.0, torch.nan, 1.0])],
+}
