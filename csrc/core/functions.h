@@ -5,7 +5,7 @@
 
 namespace pyzo {
 
-// Numbered as pyzo/ops/activation.py lists their names.
+// Numbered as pyzo/ops/activations.py lists their names.
 enum Function : int { kRelu, kGelu, kGeluTanh, kQuickGelu, kSilu, kMish, kSoftplus, kElu, kHardswish, kFunctions };
 
 template <class F>

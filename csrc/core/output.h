@@ -2,7 +2,7 @@
 // The derivative of an activation function from its output, for layers whose output the next layer keeps anyway. GELU,
 // SiLU and Mish fall to one minimum and rise from there, so one bit more says which x an output came from. With s the
 // root of the height above the minimum the derivative is smooth in s on the right and in w, the root of 1 - s / (s at
-// 0), on the left; polynomials derived by bench/fit_output.py are within 3e-5 of it (the rounding of a bfloat16 output
+// 0), on the left; polynomials derived by bench/fit_output.py are within 1e-4 of it (the rounding of a bfloat16 output
 // costs 1e-2). The derivatives of ReLU, softplus, ELU and hard-swish follow from their outputs exactly.
 #include "core/functions.h"
 

@@ -113,7 +113,8 @@ inline void coded_activation_backward(const Elements& e, const Levels& slopes, c
 }
 
 inline void output_activation_backward(const Elements& e, int f, const uint8_t* sides, int64_t begin, int64_t end) {
-  const SlopeTable<1> bit({1, {0.0f, 1.0f}});
+  static constexpr Levels kBit = {1, {0.0f, 1.0f}};
+  const SlopeTable<1> bit(kBit);
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
     LayerTile gradient, y, right = {};
     load_tile(e.dtype, e.in[0], i, n, gradient);

@@ -1,9 +1,10 @@
 """The operators of pyzo, each with a fake for torch.compile and a typed function around it; importing loads them."""
 
-from .activation import (
+from .activations import (
     FUNCTIONS,
     activation,
     coded_activation,
+    function_code,
     output_activation,
 )
 from .steps import (
@@ -40,6 +41,7 @@ __all__ = [
     "cuda_stream_bound",
     "distribution_code",
     "estimate_",
+    "function_code",
     "isas",
     "noise_",
     "output_activation",
