@@ -17,11 +17,11 @@ struct Levels {
 PYZO_HD int64_t code_bytes(int64_t n, int bits) { return (n * bits + 7) / 8; }
 
 // The number of thresholds below x; 0 for NaN.
-template <class L>
+template <class L, int kBits>
 PYZO_HD typename L::U code_of(typename L::F x, const Levels& thresholds) {
   typename L::U code = L::splat(uint32_t(0));
-  const int n = (1 << thresholds.bits) - 1;
-  for (int i = 0; i < n; ++i) code += L::above(x, L::splat(thresholds.level[i]));
+  PYZO_UNROLL
+  for (int i = 0; i < (1 << kBits) - 1; ++i) code += L::above(x, L::splat(thresholds.level[i]));
   return code;
 }
 

@@ -95,12 +95,14 @@ inline float turn_of(int function) {
   }
 }
 
+// Even and odd powers apart: two short chains of operations in place of a long one.
 template <class L, int kCount>
 PYZO_HD typename L::F polynomial(const float (&coefficients)[kCount], typename L::F x) {
-  typename L::F p = L::splat(coefficients[0]);
+  typename L::F p[2] = {L::splat(coefficients[0]), L::splat(coefficients[1])};
+  const typename L::F square = x * x;
   PYZO_UNROLL
-  for (int i = 1; i < kCount; ++i) p = L::fma(p, x, L::splat(coefficients[i]));
-  return p;
+  for (int i = 2; i < kCount; ++i) p[i % 2] = L::fma(p[i % 2], square, L::splat(coefficients[i]));
+  return L::fma(p[kCount % 2], x, p[1 - kCount % 2]);
 }
 
 template <class L, int kFunction>

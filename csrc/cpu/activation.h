@@ -19,7 +19,7 @@ inline void slopes(int f, LayerTile& tile, int64_t n) {
 }
 
 // A tile's codes, from a number for each of its elements and of those that fill the last group.
-inline void pack(const uint32_t* code, int bits, int64_t n, uint8_t* out) {
+PYZO_HD void pack(const uint32_t* code, int bits, int64_t n, uint8_t* out) {
   alignas(64) uint8_t packed[kLayerTile * kMaxBits / 8 + 8];
   const int64_t bytes = kGroup * bits / 8;
   for (int64_t g = 0; g * kGroup < n; ++g) {
@@ -49,21 +49,42 @@ inline void activation_backward(const Elements& e, int f, int64_t begin, int64_t
   });
 }
 
-inline void coded_activation(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
-                             int64_t end) {
+// The codes of a tile.
+template <int kBits>
+void find_codes(const LayerTile& x, const Levels& thresholds, int64_t n, uint8_t* codes) {
+  alignas(64) uint32_t code[kLayerTile];
+  for (int64_t k = 0; k < vectors(n); ++k) {
+    const U c = code_of<Lanes, kBits>(x.v[k], thresholds);
+    __builtin_memcpy(code + k * kLanes, &c, sizeof c);
+  }
+  for (int64_t k = n; k % kGroup; ++k) code[k] = 0;
+  pack(code, kBits, n, codes);
+}
+
+template <int kBits>
+void coded_activation_bits(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
+                           int64_t end) {
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
     LayerTile x;
-    alignas(64) uint32_t code[kLayerTile];
     load_tile(e.dtype, e.in[0], i, n, x);
-    for (int64_t k = 0; k < vectors(n); ++k) {
-      const U c = code_of<Lanes>(x.v[k], thresholds);
-      __builtin_memcpy(code + k * kLanes, &c, sizeof c);
-    }
-    for (int64_t k = n; k % kGroup; ++k) code[k] = 0;
-    pack(code, thresholds.bits, n, codes + i * thresholds.bits / 8);
+    find_codes<kBits>(x, thresholds, n, codes + i * kBits / 8);
     values(f, x, n);
     store_tile(e.dtype, e.out, i, n, x);
   });
+}
+
+inline void coded_activation(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
+                             int64_t end) {
+  switch (thresholds.bits) {
+    case 1:
+      return coded_activation_bits<1>(e, f, thresholds, codes, begin, end);
+    case 2:
+      return coded_activation_bits<2>(e, f, thresholds, codes, begin, end);
+    case 3:
+      return coded_activation_bits<3>(e, f, thresholds, codes, begin, end);
+    case 4:
+      return coded_activation_bits<4>(e, f, thresholds, codes, begin, end);
+  }
 }
 
 // Gradient times slope, elements [begin, end).
@@ -80,14 +101,12 @@ void scale_by_codes(const void* gradient, const Levels& slopes, const uint8_t* c
   };
   const uint8_t* at = codes + begin * kBits / 8;
   int64_t i = begin;
-  uint64_t word = 0;
   for (; i + kGroup <= end; i += kGroup, at += kBytes) {
-    __builtin_memcpy(&word, at, kBytes);
-    group(gradient, out, i, word);
+    group(gradient, out, i, load_codes<kBytes>(at));
   }
   if (const int64_t n = end - i; n > 0) {
     alignas(64) char from[8 * kGroup] = {}, to[8 * kGroup];
-    word = 0;
+    uint64_t word = 0;
     __builtin_memcpy(&word, at, code_bytes(n, kBits));
     __builtin_memcpy(from, static_cast<const char*>(gradient) + i * size_of(T), n * size_of(T));
     group(from, to, 0, word);
@@ -120,9 +139,12 @@ inline void output_activation_backward(const Elements& e, int f, const uint8_t* 
     load_tile(e.dtype, e.in[0], i, n, gradient);
     load_tile(e.dtype, e.in[1], i, n, y);
     if (has_sides(f)) {
-      for (int64_t k = 0; k < n; k += kGroup) {
+      int64_t k = 0;
+      for (; k + kGroup <= n; k += kGroup)
+        bit.look_up(load_codes<kGroup / 8>(sides + (i + k) / 8), right.v + k / kLanes);
+      if (k < n) {
         uint64_t word = 0;
-        __builtin_memcpy(&word, sides + (i + k) / 8, n - k < kGroup ? code_bytes(n - k, 1) : kGroup / 8);
+        __builtin_memcpy(&word, sides + (i + k) / 8, code_bytes(n - k, 1));
         bit.look_up(word, right.v + k / kLanes);
       }
     }

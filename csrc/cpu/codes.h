@@ -1,5 +1,7 @@
 // Codes in lanes: joined into bytes, and turned into slopes. Included once by each cpu/layers_*.cpp; lies in that
 // file's own namespace.
+#include <type_traits>
+
 #include "cpu/layer_tile.h"
 
 namespace pyzo::cpu::PYZO_ISA {
@@ -33,6 +35,21 @@ PYZO_HD uint64_t join(const uint32_t* code, int bits) {
   uint64_t word = join8(code, bits);
   if constexpr (kGroup == 16) word |= uint64_t(join8(code + 8, bits)) << (8 * bits);
   return word;
+}
+
+// The codes of a group, which are kBytes bytes. Read in the widths that the machine has: a copy of 3 bytes into a word
+// would be 3 stores that the word's load has to wait for.
+template <int kBytes>
+PYZO_HD uint64_t load_codes(const uint8_t* from) {
+  if constexpr (kBytes == 1) {
+    return *from;
+  } else if constexpr (kBytes == 3 || kBytes == 6) {
+    return load_codes<kBytes / 3>(from) | load_codes<kBytes / 3 * 2>(from + kBytes / 3) << (8 * kBytes / 3);
+  } else {
+    std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>> word;
+    __builtin_memcpy(&word, from, kBytes);
+    return word;
+  }
 }
 
 // The slopes of the elements of a group.

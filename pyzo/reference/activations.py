@@ -4,6 +4,7 @@ Computed in float32 and rounded to the dtype of the input, equal in every bit; f
 torch's own exp, log1p and erfc, and agrees to rounding.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -210,10 +211,13 @@ _OUTPUT_FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float,
 
 
 def _polynomial(m: type, coefficients: Sequence[float], x: Tensor) -> Tensor:
-    p = m.constant(coefficients[0])
-    for c in coefficients[1:]:
-        p = m.fma(p, x, m.constant(c))
-    return p
+    """Even and odd powers apart; coefficients from the highest power down."""
+    square = x * x
+    even, odd = [
+        functools.reduce(lambda p, c: m.fma(p, square, m.constant(c)), half[1:], m.constant(half[0]))
+        for half in (coefficients[::-1][::2][::-1], coefficients[::-1][1::2][::-1])
+    ]
+    return m.fma(odd, x, even)
 
 
 def _fitted_slope(m: type, name: str, y: Tensor, right: Tensor) -> Tensor:
