@@ -1,4 +1,7 @@
-"""GPU stage: the golden hashes of noise and of steps, and GPU against CPU on many more elements, bit for bit."""
+"""GPU stage: the golden hashes of noise and of steps, and GPU against CPU on many more elements, bit for bit.
+
+Activations too: through them every function of csrc/core/elementary.h that a kernel calls.
+"""
 
 import sys
 
@@ -17,6 +20,7 @@ import sweeps
 from bits import weights as weights_of
 
 ELEMENTS = {True: 1 << 12, False: 1 << 24}  # of the comparisons beyond golden.txt
+INTEGERS = {2: torch.int16, 4: torch.int32}  # by the size of an element whose bits are compared
 
 
 def main() -> None:
@@ -36,6 +40,9 @@ def main() -> None:
             for rule, states in ops.STATES.items():
                 for state_dtype in (torch.float32, torch.bfloat16) if states else (torch.float32,):
                     found.append(check_pass(recorder, distribution, dtype, rule, state_dtype))
+    for function in ops.FUNCTIONS:
+        for dtype in ops.DTYPES:
+            found.append(check_activation(recorder, function, dtype))
     gpu_stage.end(recorder, failed=not all(found))
 
 
@@ -101,14 +108,30 @@ def check_pass(recorder: Recorder, distribution: str, dtype: torch.dtype, rule: 
     return add_different(recorder, "pass bits against the CPU", config, *results)
 
 
+def check_activation(recorder: Recorder, function: str, dtype: torch.dtype) -> bool:
+    """Adds the row that counts values and derivatives whose bits differ, over patterns of every kind.
+
+    Any NaN counts as any other: arithmetic does not say which one it makes.
+    """
+    n = ELEMENTS[recorder.dry_run]
+    patterns = (torch.arange(n) * 2654435769).to(INTEGERS[dtype.itemsize]).view(dtype)
+    results = []
+    for device in (recorder.device, "cpu"):
+        x = patterns.to(device).requires_grad_()
+        value = ops.activation(x, function)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        results.append([t.detach().masked_fill(t.isnan(), torch.nan) for t in (value, slope)])
+    config = {"function": function, "dtype": _name(dtype), "elements": n}
+    return add_different(recorder, "activation bits against the CPU", config, *results)
+
+
 def add_different(
     recorder: Recorder, what: str, config: dict[str, object], here: list[torch.Tensor], there: list[torch.Tensor]
 ) -> bool:
     """Adds a row with the number of elements whose bits differ; true where none does."""
-    integers = {2: torch.int16, 4: torch.int32}
     different = 0
     for a, b in zip(here, there, strict=True):
-        different += int((a.cpu().view(integers[a.itemsize]) != b.view(integers[b.itemsize])).sum())
+        different += int((a.cpu().view(INTEGERS[a.itemsize]) != b.view(INTEGERS[b.itemsize])).sum())
     recorder.add(what, "pyzo", config, value=different, unit="differ")
     return different == 0
 
