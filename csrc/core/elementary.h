@@ -2,7 +2,9 @@
 // exp, expm1, log, log1p, tanh, sigmoid, erf and the normal distribution function and density, in IEEE + - * fma and a
 // correctly rounded reciprocal only: the same bits from every compiler and device that rounds correctly and does not
 // contract. No branches. Inputs may be anything; results that are subnormal are rounded, not flushed; NaN gives NaN.
-// Bounds of the errors: csrc/tests/test_elementary.cpp, so far checked on a sample of inputs.
+// Errors over every float32 input, in units of the last place of the result, are at most
+//   exp 0.92  expm1 1.60  log 0.93  log1p 0.93  tanh 1.59  sigmoid 2.79  erf 1.70  normal 3.78, its density 1.51
+// and less for subnormal results (`all` of csrc/tests/test_elementary.cpp looks at every input).
 // Polynomials: minimax, derived by bench/fit_elementary.py.
 #include "core/lane.h"
 
