@@ -55,14 +55,11 @@ PYZO_HD ValueSlope<typename L::F> function(typename L::F x) {
     return gated_by_sigmoid<L>(x, scale * x, scale);
   } else if constexpr (kFunction == kSilu) {
     return gated_by_sigmoid<L>(x, x, one);
-  } else if constexpr (kFunction == kMish) {  // tanh(log(1 + e)) = n / (n + 2), n = e (e + 2), e = e^x
-    const F e = exp<L>(within<L>(x, 22.0)), two = constant<L>(2.0);  // tanh is 1 from 10 on
-    const F n = e * (e + two), r = L::reciprocal(n + two), w = L::if_less(x, zero, n * r, L::fma(-two, r, one));
-    const F y = within<L>(x, 128.0);
-    // On the left of -22 both are e^x times a little: taken from there without the bound.
-    const F far = exp<L>(x), left = constant<L>(-22.0);
-    const F slope = L::fma(y * (two * r) * (one + w), e * L::reciprocal(one + e), w);
-    return {L::if_less(x, left, x * far, x * w), L::if_less(x, left, L::fma(y, far, far), slope)};
+  } else if constexpr (kFunction == kMish) {  // tanh(log(1 + e)) = n / (n + 2), n = e^2 + 2 e, e = e^x
+    const F e = exp<L>(L::at_most(x, constant<L>(22.0))), two = constant<L>(2.0);  // tanh is 1 from there on
+    const F n = L::fma(e, e, e + e), r = L::reciprocal(n + two);
+    const F w = L::if_less(x, zero, n * r, L::fma(-two, r, one));
+    return {x * w, L::fma(within<L>(x, 128.0) * (e * (constant<L>(4.0) * r)), L::fma(e, r, r), w)};
   } else if constexpr (kFunction == kSoftplus) {
     const F positive = L::if_less(x, zero, zero, x);
     return {log1p<L>(exp<L>(-L::abs(x))) + positive, sigmoid<L>(x)};

@@ -86,14 +86,11 @@ def _silu(m: type, x: Tensor) -> Pair:
 
 
 def _mish(m: type, x: Tensor) -> Pair:
-    e, one, two = m.exp(_within(x, 22.0)), m.constant(1.0), m.constant(2.0)
-    n = e * (e + two)
+    e, two = m.exp(torch.where(x > 22.0, 22.0, x)), m.constant(2.0)
+    n = m.fma(e, e, e + e)
     r = m.reciprocal(n + two)
-    w = torch.where(x < 0, n * r, m.fma(-two, r, one))
-    y, far = _within(x, 128.0), m.exp(x)
-    slope = m.fma(y * (two * r) * (one + w), e * m.reciprocal(one + e), w)
-    left = x < -22.0
-    return torch.where(left, x * far, x * w), torch.where(left, m.fma(y, far, far), slope)
+    w = torch.where(x < 0, n * r, m.fma(-two, r, m.constant(1.0)))
+    return x * w, m.fma(_within(x, 128.0) * (e * (m.constant(4.0) * r)), m.fma(e, r, r), w)
 
 
 def _softplus(m: type, x: Tensor) -> Pair:
