@@ -13,6 +13,7 @@ _NAMES = {
     "estimators": "pyzo.estimators",
     "masks": "pyzo.masks",
     "memory": "pyzo.memory",
+    "nn": "pyzo.nn",
     "noise": "pyzo.field",
     "ops": "pyzo.ops",
     "optim": "pyzo.optim",
