@@ -32,6 +32,7 @@ from .field import (
     random_bits,
 )
 from .methods import Method
+from .norm import norm, norm_backward
 from .passes import noise_, pass_, philox_
 from .rules import RULES, STATES
 
@@ -70,6 +71,8 @@ __all__ = [
     "new_control",
     "noise",
     "noise_",
+    "norm",
+    "norm_backward",
     "normal",
     "normal_distribution",
     "pass_",
