@@ -9,6 +9,7 @@ from pyzo import ops
 from pyzo.ops.autograd import LAYER_DTYPES, check_float
 
 WORST_ERROR = 1 / 32  # of a normalised value that is recovered from the output
+SMALLEST_GAMMA, LARGEST_GAMMA = 2.0**-120, 2.0**120  # whose reciprocals are normal float32 numbers
 CHECK_EVERY = 256  # changes of a parameter in place
 
 
@@ -148,12 +149,13 @@ class _MSNorm(nn.Module):
         some = next(p for p in (self.weight, self.bias) if p is not None).detach().double()
         gamma = torch.ones_like(some) if self.weight is None else (self.weight_offset + some).abs()
         beta = torch.zeros_like(some) if self.bias is None else self.bias.detach().double().abs()
+        invertible = (gamma >= SMALLEST_GAMMA) & (gamma <= LARGEST_GAMMA)
         found = []
         for dtype in LAYER_DTYPES:
             finfo = torch.finfo(dtype)
             unit, tiny = finfo.eps / 2, finfo.smallest_normal * finfo.eps / 2
             error = unit * (1 + beta / gamma) + tiny / gamma
-            found += [*error.nan_to_num(nan=torch.inf).max(0)]
+            found += error.where(invertible & error.isfinite(), torch.inf).max(0)
         numbers = torch.stack([number.double() for number in found]).tolist()  # waits for the device once
         return {d: (numbers[2 * i], int(numbers[2 * i + 1])) for i, d in enumerate(LAYER_DTYPES)}
 

@@ -76,18 +76,25 @@ def _moments(x: Tensor, eps: float, centered: bool) -> tuple[Tensor, Tensor]:
     """Mean and 1/std of each row, [rows, 1]; the mean of RMSNorm is 0."""
     columns = x.shape[1]
     if not centered:
-        return torch.zeros_like(x[:, :1]), 1 / torch.sqrt(_row_sum(x * x) / columns + eps)
+        return torch.zeros_like(x[:, :1]), _reciprocal_root(_row_sum(x * x) / columns + eps)
     mean = _row_sum(x) / columns
     rest = x - mean
     shift = _row_sum(rest) / columns
     variance = (_row_sum(rest * rest) / columns - shift * shift).clamp(min=0)
-    return mean + shift, 1 / torch.sqrt(variance + eps)
+    return mean + shift, _reciprocal_root(variance + eps)
+
+
+def _reciprocal_root(x: Tensor) -> Tensor:
+    """1 / sqrt(x), both correctly rounded, which torch's float32 root is not."""
+    return 1 / x.double().sqrt().to(x.dtype)
 
 
 def _row_sum(x: Tensor) -> Tensor:
-    parts = pad(x, (0, -x.shape[1] % SUMS)).reshape(x.shape[0], -1, SUMS)
+    rows, columns = x.shape
+    groups = (columns + SUMS - 1) // SUMS
+    parts = pad(x, (0, groups * SUMS - columns)).reshape(rows, groups, SUMS)
     total = torch.zeros_like(parts[:, 0])
-    for k in range(parts.shape[1]):
+    for k in range(groups):
         total = total + parts[:, k]
     while total.shape[1] > 1:
         half = total.shape[1] // 2
