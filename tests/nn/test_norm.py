@@ -9,6 +9,7 @@ from bits import assert_same_bits
 from torch import Tensor, nn
 
 from pyzo import memory
+from pyzo.nn.affine import merge_affine_, unmerge_affine_
 from pyzo.nn.norm import CHECK_EVERY, MSLayerNorm, MSRMSNorm
 
 TOKENS, HIDDEN = 48, 64
@@ -303,6 +304,21 @@ def test_without_parameters_after_a_merge(device):
         assert_same_bits(norm(x), type(norm)(HIDDEN)(x), "merged")
         assert norm.saves == "output" and "no parameters" in norm.reason
         assert memory.account(lambda norm=norm, x=x: norm(x)).nbytes == 2 * BYTES + ROWS
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_merging_into_the_readers_and_back(offset, device):
+    norm = MSRMSNorm(HIDDEN, affine=True, weight_offset=offset).to(device)
+    unsafe(norm, "safe")
+    model = Readers(norm).to(device)
+    x = random(TOKENS, HIDDEN).to(device)
+    before = [y.detach() for y in model(x)]
+    merge_affine_(norm, model.linears)
+    assert norm.weight is None and norm.saves == "output"
+    torch.testing.assert_close([y.detach() for y in model(x)], before, rtol=1e-5, atol=1e-5)
+    unmerge_affine_(norm)
+    assert norm.weight is not None and norm.saves == "output"
+    torch.testing.assert_close([y.detach() for y in model(x)], before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", NORMS)

@@ -10,7 +10,7 @@ from samples_norm import SAMPLES
 from torch import Tensor
 
 from pyzo import memory, reference
-from pyzo.ops.norm import norm
+from pyzo.ops import norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KINDS = {"layer": True, "rms": False}
@@ -145,17 +145,9 @@ def test_aligned_gradients(kind, dtype, device):
 def test_bits_of_the_reference_on_every_instruction_set(name, isa):
     for sample in SAMPLES[name]("cpu"):
         for mine, expected in zip(
-            getattr(torch.ops.pyzo, name)(*sample), getattr(reference, name)(*sample), strict=True
+            getattr(torch.ops.pyzo, name)(*sample), reference.OPERATORS[name](*sample), strict=True
         ):
             assert_same_bits(mine, expected, f"{name} on {isa}")
-
-
-@pytest.mark.parametrize("name", ["norm", "norm_backward"])
-def test_reference_to_tolerance_on_every_device(name, device):
-    for here, there in zip(SAMPLES[name]("cpu"), SAMPLES[name](device), strict=True):
-        for mine, expected in zip(getattr(torch.ops.pyzo, name)(*there), getattr(reference, name)(*here), strict=True):
-            unit = torch.finfo(expected.dtype).eps
-            torch.testing.assert_close(mine.cpu(), expected, rtol=4 * unit, atol=1e-4 if unit < 1e-6 else 8 * unit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -315,12 +307,6 @@ def test_compiles_without_a_break(kind, device):
     for a, b in zip(results(function, x, affine, gradient), results(compiled, x, affine, gradient), strict=True):
         assert_same_bits(a, b, "compiled")
     torch.compiler.reset()
-
-
-@pytest.mark.parametrize("name", ["norm", "norm_backward"])
-def test_opcheck(name, device):
-    for sample in SAMPLES[name](device):
-        torch.library.opcheck(getattr(torch.ops.pyzo, name).default, sample)
 
 
 def test_opcheck_with_gradients(device):

@@ -112,3 +112,6 @@ def _column_sum(x: Tensor) -> Tensor:
             part = part + x[row]
         total = total + part
     return total
+
+
+OPERATORS = (norm, norm_backward)

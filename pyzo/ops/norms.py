@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .autograd import check_float, once_differentiable
-
-_ops = torch.ops.pyzo
+from .library import operators as _ops
 
 
 def norm(
