@@ -84,10 +84,20 @@ PYZO_HD void add_numbers(Number* to, const Chunk& c) {
   each_vector([&](auto k) { Lanes::store<kNumber>(to, k * kLanes, Lanes::load<kNumber>(to, k * kLanes) + c.v[k]); });
 }
 
-PYZO_HD Number total(const Chunk& c) {
-  alignas(64) Number s[kNormSums];
-  __builtin_memcpy(s, &c, sizeof c);
-  for (int half = kNormSums / 2; half > 0; half /= 2)
+// The upper half of n vectors added to the lower half, until one is left.
+template <int n>
+PYZO_HD void halve(Chunk& c) {
+  if constexpr (n > 1) {
+    each_of([&](auto k) { c.v[k] += c.v[k + n / 2]; }, std::make_integer_sequence<int, n / 2>{});
+    halve<n / 2>(c);
+  }
+}
+
+PYZO_HD Number total(Chunk c) {
+  halve<kNormSums / kLanes>(c);
+  alignas(64) Number s[kLanes];
+  __builtin_memcpy(s, &c.v[0], sizeof s);
+  for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) s[i] += s[i + half];
   return s[0];
 }
