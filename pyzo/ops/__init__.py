@@ -7,6 +7,7 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .norms import norm
 from .steps import (
     DISTRIBUTIONS,
     DTYPES,
@@ -44,6 +45,7 @@ __all__ = [
     "function_code",
     "isas",
     "noise_",
+    "norm",
     "output_activation",
     "pass_",
     "select_isa",
