@@ -1,12 +1,15 @@
 #pragma once
 // The kernels of layers of one instruction set as a table of functions. No torch: raw pointers, the caller supplies the
 // threads.
-#include "body/activation.h"
+#include "body/gate.h"
 
 namespace pyzo::cpu {
 
 // Elements are handled in tiles, which hold whole bytes of codes.
 constexpr int64_t kLayerTile = 1024;
+
+// Tiles of one row of a gate.
+constexpr int64_t gate_tiles(int64_t columns) { return (columns + kLayerTile - 1) / kLayerTile; }
 
 // Elementwise kernels handle elements [begin, end); begin is a multiple of the tile.
 struct Layers {
@@ -18,6 +21,9 @@ struct Layers {
                                     int64_t end);
   // in: gradient, y
   void (*output_activation_backward)(const Elements&, int function, const uint8_t* sides, int64_t begin, int64_t end);
+  // Tiles [begin, end) of rows x gate_tiles(columns).
+  void (*gate)(const GateArgs&, int function, int64_t begin, int64_t end);
+  void (*gate_backward)(const GateArgs&, int function, int64_t begin, int64_t end);
 };
 
 extern const Layers layers_base, layers_avx2, layers_avx512, layers_double;

@@ -7,6 +7,8 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .gates import gate
+from .linear import activation_linear, gate_linear
 from .steps import (
     DISTRIBUTIONS,
     DTYPES,
@@ -33,6 +35,7 @@ __all__ = [
     "RULES",
     "STATES",
     "activation",
+    "activation_linear",
     "begin_step_",
     "check_unsigned",
     "choose_",
@@ -42,6 +45,8 @@ __all__ = [
     "distribution_code",
     "estimate_",
     "function_code",
+    "gate",
+    "gate_linear",
     "isas",
     "noise_",
     "output_activation",
