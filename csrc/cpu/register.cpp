@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/device_activation.h"
+#include "cpu/device_gate.h"
 #include "cpu/device_norm.h"
 #include "cpu/isa.h"
 #include "ops.h"
@@ -54,7 +55,7 @@ struct CpuPass {
   static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
 
-struct Cpu : CpuPass, CpuActivation, CpuNorm {};
+struct Cpu : CpuPass, CpuActivation, CpuGate, CpuNorm {};
 
 }  // namespace
 

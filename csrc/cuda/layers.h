@@ -1,7 +1,7 @@
 #pragma once
 // What the CUDA kernels of layers offer to the registration: torch-free launches on a stream. All return a CUDA error
 // code.
-#include "body/activation.h"
+#include "body/gate.h"
 #include "body/norm.h"
 
 struct CUstream_st;
@@ -13,6 +13,8 @@ int activation_backward(const Elements&, int function, CUstream_st*);
 int coded_activation(const Elements&, int function, const Levels& thresholds, uint8_t* codes, CUstream_st*);
 int coded_activation_backward(const Elements&, const Levels& slopes, const uint8_t* codes, CUstream_st*);
 int output_activation_backward(const Elements&, int function, const uint8_t* sides, CUstream_st*);
+int gate(const GateArgs&, int function, CUstream_st*);
+int gate_backward(const GateArgs&, int function, CUstream_st*);
 
 // Blocks of rows that sums over rows are taken in; norm_backward is given 2 * columns numbers for each, or null where
 // no gradient of a parameter is wanted.

@@ -1,5 +1,6 @@
 // The CUDA device: launches on torch's current stream, and the registration of the operators.
 #include "cuda/device_activation.h"
+#include "cuda/device_gate.h"
 #include "cuda/device_norm.h"
 #include "cuda/launch.h"
 #include "cuda/stream.h"
@@ -47,7 +48,7 @@ struct CudaPass {
   }
 };
 
-struct Cuda : CudaPass, CudaActivation, CudaNorm {};
+struct Cuda : CudaPass, CudaActivation, CudaGate, CudaNorm {};
 
 }  // namespace
 

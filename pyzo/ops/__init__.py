@@ -7,6 +7,8 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .gates import gate
+from .linear import activation_linear, gate_linear
 from .norms import norm
 from .steps import (
     DISTRIBUTIONS,
@@ -34,6 +36,7 @@ __all__ = [
     "RULES",
     "STATES",
     "activation",
+    "activation_linear",
     "begin_step_",
     "check_unsigned",
     "choose_",
@@ -43,6 +46,8 @@ __all__ = [
     "distribution_code",
     "estimate_",
     "function_code",
+    "gate",
+    "gate_linear",
     "isas",
     "noise_",
     "norm",
