@@ -2,6 +2,7 @@
 // The kernels of layers of one instruction set as a table of functions. No torch: raw pointers, the caller supplies the
 // threads.
 #include "body/activation.h"
+#include "body/dropout.h"
 
 namespace pyzo::cpu {
 
@@ -18,6 +19,7 @@ struct Layers {
                                     int64_t end);
   // in: gradient, y
   void (*output_activation_backward)(const Elements&, int function, const uint8_t* sides, int64_t begin, int64_t end);
+  void (*dropout)(const Elements&, const Dropout&, uint64_t seed, int64_t begin, int64_t end);
 };
 
 extern const Layers layers_base, layers_avx2, layers_avx512, layers_double;

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/device_activation.h"
+#include "cpu/device_dropout.h"
 #include "cpu/isa.h"
 #include "ops.h"
 
@@ -53,7 +54,7 @@ struct CpuPass {
   static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
 
-struct Cpu : CpuPass, CpuActivation {};
+struct Cpu : CpuPass, CpuActivation, CpuDropout {};
 
 }  // namespace
 

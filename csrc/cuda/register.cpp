@@ -1,5 +1,6 @@
 // The CUDA device: launches on torch's current stream, and the registration of the operators.
 #include "cuda/device_activation.h"
+#include "cuda/device_dropout.h"
 #include "cuda/launch.h"
 #include "cuda/stream.h"
 #include "ops.h"
@@ -46,7 +47,7 @@ struct CudaPass {
   }
 };
 
-struct Cuda : CudaPass, CudaActivation {};
+struct Cuda : CudaPass, CudaActivation, CudaDropout {};
 
 }  // namespace
 

@@ -7,6 +7,8 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .dropouts import dropout
+from .lora import lora_linear
 from .steps import (
     DISTRIBUTIONS,
     DTYPES,
@@ -40,9 +42,11 @@ __all__ = [
     "control",
     "cuda_stream_bound",
     "distribution_code",
+    "dropout",
     "estimate_",
     "function_code",
     "isas",
+    "lora_linear",
     "noise_",
     "output_activation",
     "pass_",

@@ -10,9 +10,11 @@ Unsigned 32-bit words are int64 tensors in [0, 2^32); 64-bit seeds, keys and ind
 from . import activations
 from .arithmetic import divide, fma, round_nearest, round_stochastic, sqrt
 from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, write_row
+from .dropouts import dropout
 from .elementary import erf, exp, expm1, log, log1p, normal_distribution, sigmoid, tanh
 from .field import (
     DISTRIBUTIONS,
+    DROPOUT_STREAM,
     MASK_DIRECTION,
     MASK_STREAM,
     NOISE_VERSION,
@@ -35,10 +37,13 @@ from .methods import Method
 from .passes import noise_, pass_, philox_
 from .rules import RULES, STATES
 
-OPERATORS = {f.__name__: f for f in (pass_, noise_, philox_, begin_step_, estimate_, choose_, *activations.OPERATORS)}
+OPERATORS = {
+    f.__name__: f for f in (pass_, noise_, philox_, begin_step_, estimate_, choose_, *activations.OPERATORS, dropout)
+}
 
 __all__ = [
     "DISTRIBUTIONS",
+    "DROPOUT_STREAM",
     "ESTIMATORS",
     "MASK_DIRECTION",
     "MASK_STREAM",
@@ -57,6 +62,7 @@ __all__ = [
     "direction_of",
     "direction_seed",
     "divide",
+    "dropout",
     "erf",
     "estimate_",
     "exp",
