@@ -2,5 +2,16 @@
 
 from .activation import FewBitActivation, OutputActivation, ReGELU2, ReSiLU2
 from .codebooks import Codebook, codebook
+from .dropout import SeededDropout
+from .lora import LoRALinear
 
-__all__ = ["Codebook", "FewBitActivation", "OutputActivation", "ReGELU2", "ReSiLU2", "codebook"]
+__all__ = [
+    "Codebook",
+    "FewBitActivation",
+    "LoRALinear",
+    "OutputActivation",
+    "ReGELU2",
+    "ReSiLU2",
+    "SeededDropout",
+    "codebook",
+]

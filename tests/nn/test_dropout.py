@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from pyzo import ops, reference
 from pyzo.memory import account
 from pyzo.nn.dropout import SeededDropout
-from pyzo.ops.dropout import new_seed
+from pyzo.ops.dropouts import new_seed
 from pyzo.optim import ZOSGD
 
 LOW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
