@@ -14,12 +14,13 @@ enum Stream : uint32_t {
   kRademacherStream = 1,
   kRoundingStream = 2,
   kMaskStream = 3,
+  kDropoutStream = 4,
 };
 enum Distribution : int { kNormal = 0, kRademacher = 1 };
 
 constexpr int kNormalPerCounter = 4;        // four normals from two word pairs
 constexpr int kRademacherPerCounter = 128;  // one sign per bit
-constexpr int kBitsPerCounter = 8;          // 16 bits each: rounding, masks
+constexpr int kBitsPerCounter = 8;          // 16 bits each: rounding, masks, dropout
 
 // What a tensor's noise is a function of, besides the element index.
 struct Source {

@@ -29,6 +29,7 @@ struct Lanes {
   static F at_most(F x, F high) { return high < x ? high : x; }
   static F at_least(F x, F low) { return x < low ? low : x; }
   static U above(F a, F b) { return a > b ? 1u : 0u; }
+  static U load_u16(const uint16_t* p) { return *p; }
 
   template <Dtype T>
     requires(T == kFloat64)

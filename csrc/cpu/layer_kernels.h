@@ -1,6 +1,7 @@
 // All kernels of layers of one instruction set. Included once by each cpu/layers_*.cpp; lies in that file's own
 // namespace.
 #include "cpu/activation.h"
+#include "cpu/dropout.h"
 #include "cpu/gate.h"
 #include "cpu/norm.h"
 
@@ -11,6 +12,7 @@ constexpr Layers kLayers = {activation,
                             coded_activation,
                             coded_activation_backward,
                             output_activation_backward,
+                            dropout,
                             gate,
                             gate_backward,
                             norm_tables,

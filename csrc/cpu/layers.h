@@ -1,6 +1,7 @@
 #pragma once
 // The kernels of layers of one instruction set as a table of functions. No torch: raw pointers, the caller supplies the
 // threads.
+#include "body/dropout.h"
 #include "body/gate.h"
 #include "body/norm.h"
 
@@ -25,6 +26,7 @@ struct Layers {
                                     int64_t end);
   // in: gradient, y
   void (*output_activation_backward)(const Elements&, int function, const uint8_t* sides, int64_t begin, int64_t end);
+  void (*dropout)(const Elements&, const Dropout&, uint64_t seed, int64_t begin, int64_t end);
   // Tiles [begin, end) of rows x gate_tiles(columns).
   void (*gate)(const GateArgs&, int function, int64_t begin, int64_t end);
   void (*gate_backward)(const GateArgs&, int function, int64_t begin, int64_t end);

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/device_activation.h"
+#include "cpu/device_dropout.h"
 #include "cpu/device_gate.h"
 #include "cpu/device_norm.h"
 #include "cpu/isa.h"
@@ -55,7 +56,7 @@ struct CpuPass {
   static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
 
-struct Cpu : CpuPass, CpuActivation, CpuGate, CpuNorm {};
+struct Cpu : CpuPass, CpuActivation, CpuDropout, CpuGate, CpuNorm {};
 
 }  // namespace
 

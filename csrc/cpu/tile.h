@@ -2,7 +2,7 @@
 // Included once by each cpu/isa_*.cpp; lies in that file's own namespace like lanes.h.
 #include "core/normal.h"
 #include "core/rademacher.h"
-#include "cpu/isa.h"
+#include "cpu/bits.h"
 #include "cpu/lanes.h"
 
 namespace pyzo::cpu::PYZO_ISA {
@@ -17,17 +17,6 @@ constexpr int kVectors = int(kTile) / kLanes;
 struct alignas(64) Tile {
   F v[kVectors];
 };
-
-struct alignas(64) RandomBits {
-  uint16_t bits[kTile];
-};
-
-// The words of kLanes counters from `block`, in memory order.
-PYZO_HD void words_in_order(Source s, Stream stream, uint64_t block, F out[4]) {
-  const Words<U> w = field_words<Lanes>(s, stream, block, Lanes::counter_offsets());
-  out[0] = Lanes::as_f(w.x), out[1] = Lanes::as_f(w.y), out[2] = Lanes::as_f(w.z), out[3] = Lanes::as_f(w.w);
-  Lanes::transpose(out);
-}
 
 inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
   constexpr int64_t kStep = kNormalPerCounter * kLanes;
@@ -50,7 +39,7 @@ inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t las
   for (int64_t step = first / kStep * kStep; step < last; step += kStep) {
     F words[4];
     uint32_t word[4 * kLanes];
-    words_in_order(s, kRademacherStream, (start + uint64_t(step)) / kRademacherPerCounter, words);
+    words_in_order<Lanes>(s, kRademacherStream, (start + uint64_t(step)) / kRademacherPerCounter, words);
     __builtin_memcpy(word, words, sizeof word);
     const int64_t end = last < step + kStep ? last : step + kStep;
     for (int64_t w = (first > step ? first - step : 0) / 32; step + 32 * w < end; ++w)
@@ -64,18 +53,6 @@ inline void fill(int distribution, Source s, uint64_t start, int64_t first, int6
     fill_normal(s, start, first, last, tile);
   else
     fill_rademacher(s, start, first, last, tile);
-}
-
-// 16 bits per element, or their complement where `flip` has all bits set.
-inline void fill_bits(Source s, Stream stream, uint32_t flip, uint64_t start, int64_t first, int64_t last,
-                      RandomBits& out) {
-  constexpr int64_t kStep = kBitsPerCounter * kLanes;
-  for (int64_t i = first / kStep * kStep; i < last; i += kStep) {
-    F words[4];
-    words_in_order(s, stream, (start + uint64_t(i)) / kBitsPerCounter, words);
-    for (F& w : words) w = Lanes::as_f(Lanes::as_u(w) ^ Lanes::splat(flip));
-    __builtin_memcpy(out.bits + i, words, sizeof words);
-  }
 }
 
 // What one tensor's share of a pass is, the same for all its tiles.
@@ -130,10 +107,10 @@ void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t firs
       fill_direction(a.perturb, perturb);
   }
   if (pass.stochastic)
-    fill_bits({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, start, first,
-              last, rounding);
+    fill_bits<Lanes>({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, start,
+                     first, last, rounding);
   if (pass.keep < kKeepAll)
-    fill_bits({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, start, first, last, mask);
+    fill_bits<Lanes>({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, start, first, last, mask);
 }
 
 // Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments.

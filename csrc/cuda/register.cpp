@@ -1,5 +1,6 @@
 // The CUDA device: launches on torch's current stream, and the registration of the operators.
 #include "cuda/device_activation.h"
+#include "cuda/device_dropout.h"
 #include "cuda/device_gate.h"
 #include "cuda/device_norm.h"
 #include "cuda/launch.h"
@@ -48,7 +49,7 @@ struct CudaPass {
   }
 };
 
-struct Cuda : CudaPass, CudaActivation, CudaGate, CudaNorm {};
+struct Cuda : CudaPass, CudaActivation, CudaDropout, CudaGate, CudaNorm {};
 
 }  // namespace
 

@@ -7,8 +7,10 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .dropouts import dropout
 from .gates import gate
 from .linear import activation_linear, gate_linear
+from .lora import lora_linear
 from .norms import norm
 from .steps import (
     DISTRIBUTIONS,
@@ -44,11 +46,13 @@ __all__ = [
     "control",
     "cuda_stream_bound",
     "distribution_code",
+    "dropout",
     "estimate_",
     "function_code",
     "gate",
     "gate_linear",
     "isas",
+    "lora_linear",
     "noise_",
     "norm",
     "output_activation",

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from .activations import function_code
 from .autograd import check_float
+from .dropouts import check_probability, new_seed
 from .gates import as_rows, check_gate, gate_gradients
 from .library import operators as _ops
 from .overwrite import unpack
@@ -38,26 +39,30 @@ def gate_linear(
         weight: [out, I]. Dtype of `gate`; under autocast any, as the matrix products are in autocast's dtype.
         bias: [out] or None.
         function: a name of FUNCTIONS.
-        a, b: a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), [r, I] and [out, r], or None, None.
+        a, b: a LoRA adapter (Hu et al. 2021, arXiv 2106.09685), [r, I] and [out, r], or None, None; of any dtype, as
+            they are cast inside.
         scale: of the adapter's output.
         p: probability of the dropout before the adapter.
-        seed: int64 [1] on the device of `gate`, from which the dropout is drawn; must come where p > 0.
+        seed: int64 [1] on the device of `gate`, from which the dropout is drawn; None: drawn itself, as `dropout` does.
 
     Returns:
         [..., out], in the dtype of `gate`, or autocast's.
     """
     check_gate(gate, up)
     dtype = _product_dtype(gate)
-    _check_parameters(gate, dtype, weight=(weight, (None, gate.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_parameters(gate, weight=(weight, (None, gate.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_dtypes(gate, dtype, weight=weight, bias=bias)
     if (a is None) != (b is None):
         raise ValueError(f"{'a' if a is None else 'b'}: expected a tensor, as its partner is one, got None")
     if a is not None:
         rank = a.shape[0] if a.dim() else None
-        _check_parameters(gate, dtype, a=(a, (None, gate.shape[-1])), b=(b, (weight.shape[0], rank)))
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"p: expected a probability in [0, 1), got {p}")
-    if p > 0.0 and (a is None or seed is None):
-        raise ValueError("p: expected 0 without an adapter and a seed")
+        _check_parameters(gate, a=(a, (None, gate.shape[-1])), b=(b, (weight.shape[0], rank)))
+    if not check_probability(p):
+        seed = None
+    elif a is None:
+        raise ValueError(f"p: expected 0 without an adapter, got {p}")
+    elif seed is None:
+        seed = new_seed(gate.device)
     code = function_code(function)
     return _gate_linear(as_rows(gate), as_rows(up), weight, bias, a, b, seed, float(scale), float(p), code, dtype)[0]
 
@@ -76,7 +81,8 @@ def activation_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, fun
     """
     check_float("x", x)
     dtype = _product_dtype(x)
-    _check_parameters(x, dtype, weight=(weight, (None, x.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_parameters(x, weight=(weight, (None, x.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_dtypes(x, dtype, weight=weight, bias=bias)
     return _activation_linear(x.contiguous(), weight, bias, function_code(function), dtype)
 
 
@@ -87,16 +93,21 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _check_parameters(
-    x: Tensor, dtype: torch.dtype, **parameters: tuple[Tensor | None, tuple[int | None, ...]]
-) -> None:
+def _check_dtypes(x: Tensor, dtype: torch.dtype, **parameters: Tensor | None) -> None:
+    """TypeError where a parameter has not the dtype of the products, and no autocast will cast it."""
+    for name, t in parameters.items():
+        if t is None or t.dtype == dtype:
+            continue
+        if not torch.is_autocast_enabled(x.device.type) or t.dtype == torch.float64:
+            raise TypeError(f"{name}: expected {dtype}, as the input is and autocast is off, got {t.dtype}")
+
+
+def _check_parameters(x: Tensor, **parameters: tuple[Tensor | None, tuple[int | None, ...]]) -> None:
     """TypeError or ValueError where a parameter does not fit; None in a shape is any size."""
     for name, (t, shape) in parameters.items():
         if t is None:
             continue
         check_float(name, t)
-        if t.dtype != dtype and not (torch.is_autocast_enabled(x.device.type) and t.dtype != torch.float64):
-            raise TypeError(f"{name}: expected {dtype}, as the input is and autocast is off, got {t.dtype}")
         if t.dim() != len(shape) or any(want not in (None, size) for size, want in zip(t.shape, shape, strict=True)):
             expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{name}: expected shape [{expected}], got {list(t.shape)}")
@@ -110,7 +121,7 @@ def _matrix(x: Tensor) -> Tensor:
 
 def _drop(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """Seeded dropout; the same map in backward, as it is linear."""
-    return x if p == 0.0 else _ops.dropout(x, seed, p)
+    return x if seed is None else _ops.dropout(x, seed, p)
 
 
 @torch.library.custom_op("pyzo::gate_linear", mutates_args=())
@@ -148,7 +159,7 @@ def _save_gate_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     gate, up, weight, bias, a, b, seed, ctx.scale, ctx.p, ctx.function, ctx.dtype = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
     adapter = () if a is None else (a, b, output[1])
-    ctx.save_for_backward(gate, up, weight, *adapter, *(() if ctx.p == 0.0 else (seed,)))
+    ctx.save_for_backward(gate, up, weight, *adapter, *(() if seed is None else (seed,)))
     ctx.set_materialize_grads(False)
 
 

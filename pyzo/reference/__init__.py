@@ -10,9 +10,11 @@ Unsigned 32-bit words are int64 tensors in [0, 2^32); 64-bit seeds, keys and ind
 from . import activations, gates, norms
 from .arithmetic import divide, fma, round_nearest, round_stochastic, sqrt
 from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, write_row
+from .dropouts import dropout
 from .elementary import erf, exp, expm1, log, log1p, normal_distribution, sigmoid, tanh
 from .field import (
     DISTRIBUTIONS,
+    DROPOUT_STREAM,
     MASK_DIRECTION,
     MASK_STREAM,
     NOISE_VERSION,
@@ -40,6 +42,7 @@ OPERATORS = {
     for f in (
         *(pass_, noise_, philox_, begin_step_, estimate_, choose_),
         *activations.OPERATORS,
+        dropout,
         *gates.OPERATORS,
         *norms.OPERATORS,
     )
@@ -47,6 +50,7 @@ OPERATORS = {
 
 __all__ = [
     "DISTRIBUTIONS",
+    "DROPOUT_STREAM",
     "ESTIMATORS",
     "MASK_DIRECTION",
     "MASK_STREAM",
@@ -65,6 +69,7 @@ __all__ = [
     "direction_of",
     "direction_seed",
     "divide",
+    "dropout",
     "erf",
     "estimate_",
     "exp",

@@ -4,8 +4,8 @@
     normal       stream 0: element 4 b + k is normal k of block b, by Box-Muller on the word pairs (x, y) and (z, w)
     rademacher   stream 1: element 128 b + k is -1 where bit k % 32 of word k // 32 of block b is set, else +1
     rounding     stream 2: element 8 b + k has the 16 bits k % 2 (low half first) of word k // 2 of block b
-    states       streams 3 and 4: the rounding of the first and second state of a rule, laid out as the rounding
-    mask         stream 5: laid out as the rounding; an element is trained where its bits are below a threshold
+    mask         stream 3: laid out as the rounding; an element is trained where its bits are below a threshold
+    dropout      stream 4: laid out as the rounding; an element is kept where its bits are below a threshold
 The element index is 64 bits, counted in the whole tensor; a shard maps its elements to it (`global_index`).
 """
 
@@ -18,7 +18,7 @@ NOISE_VERSION = 1
 DISTRIBUTIONS = ("normal", "rademacher")  # by the number that operators take
 NORMAL_STREAM, RADEMACHER_STREAM, ROUNDING_STREAM = 0, 1, 2
 STATE_FACTORS = (0x9E37, 0x79B9)  # permute the rounding bits of a weight into those of its states
-MASK_STREAM = 3
+MASK_STREAM, DROPOUT_STREAM = 3, 4
 ROUNDING_DIRECTION = 2**64 - 1  # the direction whose seed feeds the stochastic rounding of a step
 MASK_DIRECTION = 2**64 - 2  # the direction whose seed draws the masks of a step
 
@@ -123,7 +123,7 @@ def rademacher(seed: int, key: int, index: Tensor) -> Tensor:
 
 
 def random_bits(seed: int, key: int, stream: int, index: Tensor) -> Tensor:
-    """16 bits per element, of the rounding, state or mask streams: int64 [n] in [0, 2^16), at `index` (int64 [n])."""
+    """16 bits per element, of the rounding, mask or dropout streams: int64 [n] in [0, 2^16), at `index` (int64 [n])."""
     block, where = torch.unique_consecutive(index >> 3 & (1 << 61) - 1, return_inverse=True)
     words = field_words(seed, key, stream, block)[where, index >> 1 & 3]
     return words >> 16 * (index & 1) & 0xFFFF

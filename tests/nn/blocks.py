@@ -27,6 +27,8 @@ class Block(nn.Module):
         self.dropout = layers.SeededDropout(0.25)
         self.gate, self.up = nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER)
         self.down = layers.GatedLinear(INNER, WIDTH)
+        self.low = layers.GatedLoRALinear(nn.Linear(INNER, WIDTH), 2, dropout=0.5)
+        nn.init.normal_(self.low.lora_B.weight)
         self.geglu, self.small = layers.GEGLU(), nn.Linear(INNER // 2, WIDTH)
         self.inner = nn.Linear(WIDTH, INNER)
         self.act, self.out = layers.ReGELU2("derivative"), layers.OutputActivation("silu")
@@ -36,7 +38,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.mix(self.norms[0](x)))
         y = self.norms[1](x)
-        x = x + self.down(self.gate(y), self.up(y)) + self.small(self.geglu(self.gate(y)))
+        x = x + self.down(self.gate(y), self.up(y)) + self.low(self.gate(y), self.up(y))
+        x = x + self.small(self.geglu(self.gate(y)))
         inner = self.inner(self.plain(x))
         return x + self.outer(self.act(inner) + self.out(inner)) + self.recompute(inner)
 

@@ -5,7 +5,6 @@ from shapes import llama, vit
 from torch import Tensor, nn
 
 import pyzo
-from pyzo import ops
 
 RANK, ALPHA = 4, 8
 
@@ -27,21 +26,14 @@ class EagerLoRA(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Llama's MLP whose down projection recomputes the product; with an adapter on it where `down` has one."""
+    """Llama's MLP whose down projection recomputes the product."""
 
     def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module):
         super().__init__()
         self.gate, self.up, self.down = gate, up, down
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate(x), self.up(x)
-        if isinstance(self.down, nn.Linear):
-            return ops.gate_linear(gate, up, self.down.weight, self.down.bias)
-        base, a, b = self.down.base, self.down.lora_A.weight, self.down.lora_B.weight
-        seed = ops.new_seed(gate.device) if self.down.dropout else None
-        return ops.gate_linear(
-            gate, up, base.weight, base.bias, a=a, b=b, scale=self.down.scaling, p=self.down.dropout, seed=seed
-        )
+        return self.down(self.gate(x), self.up(x))
 
 
 class PaperMLP(nn.Module):
@@ -59,12 +51,21 @@ def _own_lora(base: nn.Linear, dropout: float) -> nn.Module:
     return pyzo.nn.LoRALinear(base, RANK, ALPHA, dropout).to(base.weight.dtype)
 
 
+def _down(linear: nn.Linear, dropout: float | None) -> nn.Module:
+    if dropout is not None:
+        return pyzo.nn.GatedLoRALinear(linear, RANK, ALPHA, dropout)
+    out, inner = linear.weight.shape
+    down = pyzo.nn.GatedLinear(inner, out, linear.bias is not None, dtype=linear.weight.dtype)
+    down.load_state_dict(linear.state_dict())
+    return down
+
+
 def _adapt(module: nn.Module, dropout: float, lora: type | object) -> None:
     """Puts an adapter on every linear inside."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
             setattr(module, name, lora(child, dropout))
-        else:
+        elif not isinstance(child, pyzo.nn.LoRALinear):
             _adapt(child, dropout, lora)
 
 
@@ -100,9 +101,9 @@ def low_memory_llama(layers: int, dropout: float | None = None, *, dtype: torch.
     for layer in model.model.layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
             setattr(layer, name, low_memory_rms(getattr(layer, name)))
+        layer.mlp = GatedMLP(layer.mlp.gate_proj, layer.mlp.up_proj, _down(layer.mlp.down_proj, dropout))
         if dropout is not None:
             _adapt(layer, dropout, _own_lora)
-        layer.mlp = GatedMLP(layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)
     return model
 
 
