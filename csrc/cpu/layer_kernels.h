@@ -5,7 +5,7 @@
 
 namespace pyzo::cpu::PYZO_ISA {
 
-constexpr Layers kLayers = {activation, activation_backward, coded_activation, coded_activation_backward,
-                            output_activation_backward, dropout};
+constexpr Layers kLayers = {
+    activation, activation_backward, coded_activation, coded_activation_backward, output_activation_backward, dropout};
 
 }  // namespace pyzo::cpu::PYZO_ISA
