@@ -3,4 +3,6 @@
 // it to the device.
 #include "ops/activation.h"
 #include "ops/dropout.h"
+#include "ops/gate.h"
+#include "ops/norm.h"
 #include "ops/pass.h"

@@ -3,6 +3,8 @@
 
 #include "cpu/device_activation.h"
 #include "cpu/device_dropout.h"
+#include "cpu/device_gate.h"
+#include "cpu/device_norm.h"
 #include "cpu/isa.h"
 #include "ops.h"
 
@@ -54,7 +56,7 @@ struct CpuPass {
   static void choose(const Tensor&, Control c, const double* losses) { pyzo::choose(c, losses); }
 };
 
-struct Cpu : CpuPass, CpuActivation, CpuDropout {};
+struct Cpu : CpuPass, CpuActivation, CpuDropout, CpuGate, CpuNorm {};
 
 }  // namespace
 

@@ -1,6 +1,8 @@
 // The CUDA device: launches on torch's current stream, and the registration of the operators.
 #include "cuda/device_activation.h"
 #include "cuda/device_dropout.h"
+#include "cuda/device_gate.h"
+#include "cuda/device_norm.h"
 #include "cuda/launch.h"
 #include "cuda/stream.h"
 #include "ops.h"
@@ -47,7 +49,7 @@ struct CudaPass {
   }
 };
 
-struct Cuda : CudaPass, CudaActivation, CudaDropout {};
+struct Cuda : CudaPass, CudaActivation, CudaDropout, CudaGate, CudaNorm {};
 
 }  // namespace
 

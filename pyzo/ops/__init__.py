@@ -8,7 +8,10 @@ from .activations import (
     output_activation,
 )
 from .dropouts import dropout
+from .gates import gate
+from .linear import activation_linear, gate_linear
 from .lora import lora_linear
+from .norms import norm
 from .steps import (
     DISTRIBUTIONS,
     DTYPES,
@@ -35,6 +38,7 @@ __all__ = [
     "RULES",
     "STATES",
     "activation",
+    "activation_linear",
     "begin_step_",
     "check_unsigned",
     "choose_",
@@ -45,9 +49,12 @@ __all__ = [
     "dropout",
     "estimate_",
     "function_code",
+    "gate",
+    "gate_linear",
     "isas",
     "lora_linear",
     "noise_",
+    "norm",
     "output_activation",
     "pass_",
     "select_isa",

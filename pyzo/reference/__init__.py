@@ -3,11 +3,11 @@
 Written for reading and for tests, not for speed, and independent of the C++ code. Read `field` for the noise contract,
 `arithmetic` for what "fma" and "round" mean, `elementary` for exp, log, tanh, erf and their kin, `control` for how
 losses become a seeded gradient, `rules` and `passes` for what a pass does to a weight, `stores` and `methods` for the
-steps of the optimizers; `activations` for functions, slopes and codes.
+steps of the optimizers; `activations`, `gates` and `norms` for layers.
 Unsigned 32-bit words are int64 tensors in [0, 2^32); 64-bit seeds, keys and indices are taken modulo 2^64.
 """
 
-from . import activations
+from . import activations, gates, norms
 from .arithmetic import divide, fma, round_nearest, round_stochastic, sqrt
 from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, write_row
 from .dropouts import dropout
@@ -38,7 +38,14 @@ from .passes import noise_, pass_, philox_
 from .rules import RULES, STATES
 
 OPERATORS = {
-    f.__name__: f for f in (pass_, noise_, philox_, begin_step_, estimate_, choose_, *activations.OPERATORS, dropout)
+    f.__name__: f
+    for f in (
+        *(pass_, noise_, philox_, begin_step_, estimate_, choose_),
+        *activations.OPERATORS,
+        *gates.OPERATORS,
+        *norms.OPERATORS,
+        dropout,
+    )
 }
 
 __all__ = [

@@ -1,0 +1,94 @@
+"""Whether a backward pass may write its gradients over the tensors that it saved."""
+
+import itertools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_storage_uses = getattr(torch._C, "_storage_Use_Count", None)
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+_COUNTS_EXIST = _storage_uses is not None and _keeps_graph is not None and hasattr(Tensor, "_use_count")
+
+
+def unpack(ctx: Any) -> tuple[tuple[Tensor, ...], bool]:
+    """The tensors saved in `ctx`, and whether the first two, gate and up, may be overwritten.
+
+    They may where nobody can look at them any more: the graph is not kept, and both are results of the graph (no
+    leaves) whose storage and Python object have no owner but the node that saved them; of halves of one tensor the
+    same holds for that tensor. Owners are counted and compared with the counts of tensors that certainly have
+    no other owner. What saved-tensor hooks made, subclasses, what is traced or captured in a CUDA graph, and
+    all tensors of a torch without the counters are never written over. Not seen is work on another CUDA stream that
+    reads a tensor after its last reference is gone (`Tensor.record_stream` protects from the allocator only).
+    """
+    saved, owners = _unpack(ctx)
+    first = saved[:2]
+    may = (
+        _COUNTS_EXIST
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and not _keeps_graph()
+        and all(type(t) is Tensor and t.requires_grad and not t.is_leaf for t in first)
+        and not any(t._base is not None and t._base.is_leaf for t in first)
+        and all(t.untyped_storage().resizable() for t in first)  # else memory of somebody else, NumPy for one
+        and not (first[0].is_cuda and torch.cuda.is_current_stream_capturing())
+        and owners == _SOLE_OWNERS[_kind(*first)]
+    )
+    return saved, may
+
+
+def release(tensor: Tensor) -> Tensor:
+    """A saved tensor that now holds a gradient: without its graph, and marked as changed for whoever saved it."""
+    torch.autograd.graph.increment_version(tensor)
+    return tensor.detach()
+
+
+def _kind(gate: Tensor, up: Tensor) -> tuple[bool, bool, bool]:
+    """Whether each is a view, and whether both are views of one tensor."""
+    return gate._base is not None, up._base is not None, gate._base is not None and gate._base is up._base
+
+
+def _unpack(ctx: Any) -> tuple[tuple[Tensor, ...], tuple[tuple[int, ...], ...] | None]:
+    """The saved tensors and how many owners the first two have, counted while they are held exactly as here."""
+    saved = ctx.saved_tensors
+    if not _COUNTS_EXIST or not all(type(t) is Tensor for t in saved[:2]):
+        return saved, None
+    return saved, (_owners(saved[0]), _owners(saved[1]))
+
+
+def _owners(tensor: Tensor) -> tuple[int, ...]:
+    """References to the tensor, its storage and what it is a view of, in C++ and in Python."""
+    storage, base = tensor.untyped_storage(), tensor._base
+    counts = (_storage_uses(storage._cdata), sys.getrefcount(storage), tensor._use_count(), sys.getrefcount(tensor))
+    return counts if base is None else (*counts, base._use_count(), sys.getrefcount(base))
+
+
+_HALVES = (True, True, True)  # the kind of two halves of one tensor
+
+
+class _Probe(torch.autograd.Function):
+    """Saves two tensors, as a gate does."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.zeros_like(gate)
+
+
+def _sole_owners() -> dict[tuple[bool, bool, bool], Any]:
+    """What `_owners` says of two saved tensors that nobody else owns, by `_kind`."""
+    found = {}
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = torch.zeros(4, requires_grad=True, device="cpu")
+        for gate_is_view, up_is_view, halves in (*itertools.product((False, True), (False, True), (False,)), _HALVES):
+            if halves:
+                result = _Probe.apply(*(leaf * 1.0).chunk(2))
+            else:
+                views = (gate_is_view, up_is_view)
+                result = _Probe.apply(*((leaf * 1.0).view(4) if view else leaf * 1.0 for view in views))
+            found[gate_is_view, up_is_view, halves] = _unpack(result.grad_fn)[1]
+    return found
+
+
+_SOLE_OWNERS = _sole_owners()
