@@ -45,6 +45,7 @@ OPERATORS = {
         dropout,
         *gates.OPERATORS,
         *norms.OPERATORS,
+        dropout,
     )
 }
 

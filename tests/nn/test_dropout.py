@@ -156,7 +156,7 @@ def test_bad_seeds(seed):
 def test_bad_inputs():
     with pytest.raises(TypeError, match="x: expected a tensor of float32, bfloat16, float16, float64, got int64"):
         ops.dropout(torch.ones(3, dtype=torch.int64), 0.5)
-    with pytest.raises(RuntimeError, match="x: expected a contiguous float32"):
+    with pytest.raises(RuntimeError, match="x: expected a contiguous tensor, got"):
         torch.ops.pyzo.dropout(torch.ones(4, 6).t(), seed_of(1), 0.5)
 
 
