@@ -6,15 +6,6 @@ namespace {
 
 static_assert(kEach == kBitsPerCounter, "a thread's elements are those of one counter");
 
-// The product that follows makes every NaN the device's own, so half needs no care for the bits of NaNs here.
-template <Dtype T>
-__device__ __forceinline__ float number(Storage<T> x) {
-  if constexpr (T == kFloat16)
-    return __half2float(__ushort_as_half(x));
-  else
-    return widen<T>(x);
-}
-
 template <Dtype T>
 __global__ void __launch_bounds__(kLayerThreads) dropout_kernel(Elements e, Dropout d, const int64_t* seed) {
   const int64_t i = first_element();

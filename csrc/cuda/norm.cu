@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kSumColumns* kSumSlices)
   for (int i = 1; i < kSumSlices; ++i) s += part[i][threadIdx.x];
   with_dtype(dtype, [&](auto t) {
     constexpr Dtype T = decltype(t)::value;
-    static_cast<Storage<T>*>(out)[j] = narrow<T>(to_storage<Lane, T>(s));
+    static_cast<Storage<T>*>(out)[j] = rounded<T>(s);
   });
 }
 

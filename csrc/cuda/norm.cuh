@@ -72,8 +72,7 @@ __device__ __forceinline__ void load_row(const Group& g, Dtype dtype, const void
       if constexpr (kWide) {
         const int j = g.at<true>(first + v, 0);
         if (j < columns) {
-          const int64_t at[2] = {row + j, row + j + 4};
-          load8<T>(from, at, x[v]);
+          load_eight<T>(static_cast<const Storage<T>*>(from) + row + j, x[v]);
           continue;
         }
       }
@@ -81,7 +80,7 @@ __device__ __forceinline__ void load_row(const Group& g, Dtype dtype, const void
       for (int k = 0; k < kEach; ++k) {
         const int j = g.at<kWide>(first + v, k);
         x[v][k] = pad;
-        if (!kWide && j < columns) x[v][k] = widen<T>(static_cast<const Storage<T>*>(from)[row + j]);
+        if (!kWide && j < columns) x[v][k] = number<T>(static_cast<const Storage<T>*>(from)[row + j]);
       }
     }
   });
@@ -95,17 +94,14 @@ __device__ __forceinline__ void store_row(const Group& g, Dtype dtype, void* to,
     constexpr Dtype T = decltype(t)::value;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-#pragma unroll
-      for (int k = 0; k < kEach; ++k) x[v][k] = to_storage<Lane, T>(x[v][k]);
       if constexpr (kWide) {
         const int j = g.at<true>(first + v, 0);
-        const int64_t at[2] = {row + j, row + j + 4};
-        if (j < columns) store8<T>(to, at, x[v]);
+        if (j < columns) store_eight<T>(static_cast<Storage<T>*>(to) + row + j, x[v]);
       } else {
 #pragma unroll
         for (int k = 0; k < kEach; ++k) {
           const int j = g.at<false>(first + v, k);
-          if (j < columns) static_cast<Storage<T>*>(to)[row + j] = narrow<T>(x[v][k]);
+          if (j < columns) static_cast<Storage<T>*>(to)[row + j] = rounded<T>(x[v][k]);
         }
       }
     }

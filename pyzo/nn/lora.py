@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
 
 
 class GatedLoRALinear(LoRALinear):
-    """A `LoRALinear` of h(gate) * up: the down projection of a gated MLP with an adapter, which saves gate and up alone.
+    """A `LoRALinear` of h(gate) * up: the down projection of a gated MLP with an adapter, saving gate and up alone.
 
     4 bytes per element of 16-bit `gate`, and [tokens, r] numbers and a seed; plain torch with dropout keeps 11.
 
