@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pyzo import ops
 from pyzo.memory import account
 from pyzo.nn.gate import SwiGLU
+from pyzo.nn.lora import GatedLoRALinear
 from pyzo.nn.recompute import ActivationLinear, GatedLinear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -342,7 +343,8 @@ def test_double_backward_is_refused():
         ({"b": None}, ValueError, "b: expected a tensor, as its partner is one, got None"),
         ({"a": None}, ValueError, "a: expected a tensor, as its partner is one, got None"),
         ({"b": torch.ones(OUT, RANK + 1)}, ValueError, r"b: expected shape \[24, 4\], got \[24, 5\]"),
-        ({"p": 1.0}, ValueError, r"p: expected a probability in \[0, 1\), got 1.0"),
+        ({"p": 1.0}, ValueError, r"p: expected a number in \[0, 1 - 2\^-17\), got 1.0"),
+        ({"a": None, "b": None, "p": 0.5}, ValueError, "p: expected 0 without an adapter, got 0.5"),
         ({"up": torch.ones(*TOKENS, INNER).half()}, TypeError, "up: expected the dtype of gate"),
         ({"function": "swish"}, ValueError, "function: expected one of"),
     ],
@@ -364,7 +366,6 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.pyzo.activation_linear.default, arguments, test_utils=tests)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.pyzo, "dropout"), reason="the operator dropout is not in this build")
 def test_dropout_before_the_adapter():
     """The mask of backward is that of forward; saved are the seed and [tokens, r] numbers, no mask and no copy."""
     tensors, gradient = inputs(torch.float32), normal(*TOKENS, OUT, dtype=torch.float32, seed=7)
@@ -386,3 +387,33 @@ def test_dropout_before_the_adapter():
     gate, up = leaves.pop("gate") * 1, leaves.pop("up") * 1
     rows = gate.numel() // INNER
     assert account(lambda: fused(gate=gate, up=up, **leaves)).nbytes == 4 * rows * (2 * INNER + RANK) + 8
+
+
+def test_module_with_an_adapter(one_thread):
+    """float32 adapters on a bfloat16 base, masks from torch's generator, none in eval mode, little saved."""
+    gate, up = (normal(*TOKENS, INNER, dtype=torch.bfloat16, seed=i).requires_grad_() for i in range(2))
+    torch.manual_seed(0)
+    base = nn.Linear(INNER, OUT, dtype=torch.bfloat16)
+    module = GatedLoRALinear(base, RANK, alpha=8, dropout=0.5)
+    torch.testing.assert_close(module.eval()(gate, up), base(ops.gate(gate, up, "silu")))  # B is 0
+    nn.init.normal_(module.lora_B.weight)
+
+    def run() -> tuple[Tensor, ...]:
+        torch.manual_seed(1)
+        y = module.train()(gate, up)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return y.detach(), *torch.autograd.grad(y.float().sum(), (gate, up, *trained))
+
+    torch.manual_seed(1)
+    seed = torch.randint(2**63 - 1, (1,))
+    adapter = {"a": module.lora_A.weight, "b": module.lora_B.weight, "scale": 2.0, "p": 0.5, "seed": seed}
+    want = ops.gate_linear(gate, up, base.weight, base.bias, **adapter)
+    for got, again in zip(run(), run(), strict=True):
+        assert_same_bits(got, again)
+    assert_same_bits(run()[0], want.detach())
+    assert run()[4].dtype == torch.float32 and not torch.equal(module(gate, up), module(gate, up))
+    kept = account(lambda: module(gate * 1, up * 1), module).nbytes
+    tokens = gate.numel() // INNER
+    assert kept == 2 * gate.nbytes + 2 * tokens * RANK + 8
+    with pytest.raises(ValueError, match="function: expected one of"):
+        GatedLoRALinear(base, RANK, function="swish")
