@@ -107,6 +107,19 @@ def test_code_layout():
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_codes_of_every_size(bits, device, isa):
+    """Packed and unpacked again, 0 to 1025 elements; bits beyond the last element are 0."""
+    x = random(1025, torch.bfloat16, device)
+    levels = [k - 2.0**bits / 2 for k in range(2**bits)]
+    want = reference.activations.codes_of(x.cpu(), levels[1:])
+    for n in range(1026):
+        _, codes = torch.ops.pyzo.coded_activation(x[:n], 0, levels[1:], levels)
+        assert torch.equal(codes.cpu(), reference.activations.pack(want[:n], bits)), n
+        back = torch.ops.pyzo.coded_activation_backward(torch.ones_like(x[:n]), codes, levels)
+        assert torch.equal(back.float().cpu(), want[:n] + levels[0]), n
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_backward_is_its_definition_in_every_bit(bits, device, isa):
     """gradient * slopes[code(x)], one rounding; all sizes of the tail, in vectors and tiles."""
     levels = 2**bits
