@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.harness import Recorder, table
 
-CASES = ("passes", "rules", "methods", "step", "memory", "build", "sass", "normal")
+CASES = ("passes", "rules", "methods", "step", "memory", "layers", "gradients", "build", "sass", "normal")
 
 
 def main(arguments: list[str] | None = None) -> None:

