@@ -6,7 +6,19 @@ from pathlib import Path
 
 from bench.harness import Recorder, table
 
-CASES = ("passes", "rules", "methods", "step", "memory", "layers", "gradients", "build", "sass", "normal")
+CASES = (
+    "passes",
+    "rules",
+    "methods",
+    "step",
+    "memory",
+    "layers",
+    "gradients",
+    "activations",
+    "build",
+    "sass",
+    "normal",
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
