@@ -35,7 +35,7 @@ class Sizes:
 
 
 DRY = Sizes(elements=1 << 10, norms=((4, 24),), tokens=8, hidden=16, intermediate=24)
-CPU = Sizes(elements=1 << 23, norms=((4096, 768), (2048, 4096)), tokens=1024, hidden=1024, intermediate=2752)
+CPU = Sizes(elements=1 << 23, norms=((4096, 768), (2048, 4096)), tokens=256, hidden=512, intermediate=1376)
 GPU = Sizes(elements=1 << 30, norms=((1 << 20, 768), (1 << 18, 4096)), tokens=1 << 14, hidden=4096, intermediate=11008)
 
 
