@@ -4,17 +4,10 @@
 
 namespace pyzo::cpu::PYZO_ISA {
 
-// The tile becomes h of it.
-inline void values(int f, LayerTile& tile, int64_t n) {
+// y = h(x), n numbers.
+inline void values(int f, const Number* x, Number* y, int64_t n) {
   with_function(f, [&](auto tag) {
-    for (int64_t k = 0; k < vectors(n); ++k) tile.v[k] = function<Lanes, decltype(tag)::value>(tile.v[k]).value;
-  });
-}
-
-// The tile becomes h' of it.
-inline void slopes(int f, LayerTile& tile, int64_t n) {
-  with_function(f, [&](auto tag) {
-    for (int64_t k = 0; k < vectors(n); ++k) tile.v[k] = function<Lanes, decltype(tag)::value>(tile.v[k]).slope;
+    map_numbers({x}, {y}, n, [](const F* x, F* y) { y[0] = function<Lanes, decltype(tag)::value>(x[0]).value; });
   });
 }
 
@@ -31,45 +24,73 @@ PYZO_HD void pack(const uint32_t* code, int bits, int64_t n, uint8_t* out) {
 
 inline void activation(const Elements& e, int f, int64_t begin, int64_t end) {
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile x;
-    load_tile(e.dtype, e.in[0], i, n, x);
-    values(f, x, n);
-    store_tile(e.dtype, e.out, i, n, x);
+    LayerTile in, out;
+    values(f, read_tile(e.dtype, e.in[0], i, n, in), target(e.dtype, e.out, i, out), n);
+    write_tile(e.dtype, e.out, i, n, out);
   });
 }
 
 inline void activation_backward(const Elements& e, int f, int64_t begin, int64_t end) {
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile gradient, x;
-    load_tile(e.dtype, e.in[0], i, n, gradient);
-    load_tile(e.dtype, e.in[1], i, n, x);
-    slopes(f, x, n);
-    for (int64_t k = 0; k < vectors(n); ++k) x.v[k] = gradient.v[k] * x.v[k];
-    store_tile(e.dtype, e.out, i, n, x);
+    LayerTile first, second, out;
+    const Number* gradient = read_tile(e.dtype, e.in[0], i, n, first);
+    const Number* x = read_tile(e.dtype, e.in[1], i, n, second);
+    with_function(f, [&](auto tag) {
+      map_numbers({gradient, x}, {target(e.dtype, e.out, i, out)}, n,
+                  [](const F* x, F* y) { y[0] = x[0] * function<Lanes, decltype(tag)::value>(x[1]).slope; });
+    });
+    write_tile(e.dtype, e.out, i, n, out);
   });
 }
 
-// The codes of a tile.
+// The codes of n numbers.
 template <int kBits>
-void find_codes(const LayerTile& x, const Levels& thresholds, int64_t n, uint8_t* codes) {
+void find_codes(const Number* x, const Levels& thresholds, int64_t n, uint8_t* codes) {
   alignas(64) uint32_t code[kLayerTile];
-  for (int64_t k = 0; k < vectors(n); ++k) {
-    const U c = code_of<Lanes, kBits>(x.v[k], thresholds);
-    __builtin_memcpy(code + k * kLanes, &c, sizeof c);
+  const auto vector = [&](const Number* from, int64_t k) {
+    const U c = code_of<Lanes, kBits>(Lanes::load<kNumber>(from, 0), thresholds);
+    __builtin_memcpy(code + k, &c, sizeof c);
+  };
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) vector(x + k, k);
+  if (k < n) {
+    alignas(64) Number rest[kLanes] = {};
+    __builtin_memcpy(rest, x + k, (n - k) * int64_t(sizeof(Number)));
+    vector(rest, k);
   }
-  for (int64_t k = n; k % kGroup; ++k) code[k] = 0;
+  for (k = n; k % kGroup; ++k) code[k] = 0;
   pack(code, kBits, n, codes);
 }
+
+#if PYZO_LANES >= 8
+// One bit is what a comparison gives for a vector at once.
+template <>
+inline void find_codes<1>(const Number* x, const Levels& thresholds, int64_t n, uint8_t* codes) {
+  const F threshold = Lanes::splat(thresholds.level[0]);
+  constexpr int64_t kBytes = kLanes / 8;
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes, codes += kBytes) {
+    const auto mask = above_mask(Lanes::load<kNumber>(x, k), threshold);
+    __builtin_memcpy(codes, &mask, kBytes);
+  }
+  if (k < n) {
+    alignas(64) Number rest[kLanes] = {};
+    __builtin_memcpy(rest, x + k, (n - k) * int64_t(sizeof(Number)));
+    const uint32_t mask = above_mask(Lanes::load<kNumber>(rest, 0), threshold) & ((1u << (n - k)) - 1u);
+    __builtin_memcpy(codes, &mask, code_bytes(n - k, 1));
+  }
+}
+#endif
 
 template <int kBits>
 void coded_activation_bits(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
                            int64_t end) {
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile x;
-    load_tile(e.dtype, e.in[0], i, n, x);
+    LayerTile in, out;
+    const Number* x = read_tile(e.dtype, e.in[0], i, n, in);
     find_codes<kBits>(x, thresholds, n, codes + i * kBits / 8);
-    values(f, x, n);
-    store_tile(e.dtype, e.out, i, n, x);
+    values(f, x, target(e.dtype, e.out, i, out), n);
+    write_tile(e.dtype, e.out, i, n, out);
   });
 }
 
@@ -135,9 +156,9 @@ inline void output_activation_backward(const Elements& e, int f, const uint8_t* 
   static constexpr Levels kBit = {1, {0.0f, 1.0f}};
   const SlopeTable<1> bit(kBit);
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile gradient, y, right = {};
-    load_tile(e.dtype, e.in[0], i, n, gradient);
-    load_tile(e.dtype, e.in[1], i, n, y);
+    LayerTile first, second, right = {}, out;
+    const Number* gradient = read_tile(e.dtype, e.in[0], i, n, first);
+    const Number* y = read_tile(e.dtype, e.in[1], i, n, second);
     if (has_sides(f)) {
       int64_t k = 0;
       for (; k + kGroup <= n; k += kGroup)
@@ -149,10 +170,10 @@ inline void output_activation_backward(const Elements& e, int f, const uint8_t* 
       }
     }
     with_function(f, [&](auto tag) {
-      for (int64_t k = 0; k < vectors(n); ++k)
-        y.v[k] = gradient.v[k] * slope_of_output<Lanes, decltype(tag)::value>(y.v[k], right.v[k]);
+      map_numbers({gradient, y, reinterpret_cast<const Number*>(right.v)}, {target(e.dtype, e.out, i, out)}, n,
+                  [](const F* x, F* y) { y[0] = x[0] * slope_of_output<Lanes, decltype(tag)::value>(x[1], x[2]); });
     });
-    store_tile(e.dtype, e.out, i, n, y);
+    write_tile(e.dtype, e.out, i, n, out);
   });
 }
 

@@ -15,6 +15,14 @@ PYZO_HD __m256i bit_positions(int bits) {
 }
 #endif
 
+#if PYZO_LANES == 16
+PYZO_HD uint16_t above_mask(F x, F threshold) { return _mm512_cmp_ps_mask((__m512)x, (__m512)threshold, _CMP_GT_OQ); }
+#elif PYZO_LANES == 8
+PYZO_HD uint8_t above_mask(F x, F threshold) {
+  return uint8_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)threshold, _CMP_GT_OQ)));
+}
+#endif
+
 // The codes of 8 elements, the first in the lowest bits.
 PYZO_HD uint32_t join8(const uint32_t* code, int bits) {
 #if PYZO_LANES >= 8

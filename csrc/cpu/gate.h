@@ -20,31 +20,35 @@ inline void* row_at(const GateArgs& a, const Rows& r, int64_t row) {
 
 inline void gate(const GateArgs& a, int f, int64_t begin, int64_t end) {
   for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
-    LayerTile gate, up;
-    load_tile(a.dtype, row_at(a, a.gate, row), i, n, gate);
-    load_tile(a.dtype, row_at(a, a.up, row), i, n, up);
+    LayerTile first, second, out;
+    const Number* gate = read_tile(a.dtype, row_at(a, a.gate, row), i, n, first);
+    const Number* up = read_tile(a.dtype, row_at(a, a.up, row), i, n, second);
     with_function(f, [&](auto tag) {
-      for (int64_t k = 0; k < vectors(n); ++k) up.v[k] = gated<Lanes, decltype(tag)::value>(gate.v[k], up.v[k]);
+      map_numbers({gate, up}, {target(a.dtype, row_at(a, a.to_product, row), i, out)}, n,
+                  [](const F* x, F* y) { y[0] = gated<Lanes, decltype(tag)::value>(x[0], x[1]); });
     });
-    store_tile(a.dtype, row_at(a, a.to_product, row), i, n, up);
+    write_tile(a.dtype, row_at(a, a.to_product, row), i, n, out);
   });
 }
 
 inline void gate_backward(const GateArgs& a, int f, int64_t begin, int64_t end) {
   for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
-    LayerTile gradient, gate, up;
-    load_tile(a.dtype, row_at(a, a.gradient, row), i, n, gradient);
-    load_tile(a.dtype, row_at(a, a.gate, row), i, n, gate);
-    load_tile(a.dtype, row_at(a, a.up, row), i, n, up);
+    LayerTile in[3], out[3];
+    const Rows from[3] = {a.gradient, a.gate, a.up}, to[3] = {a.to_gate, a.to_up, a.to_product};
+    const Number* x[3];
+    Number* y[3];
+    for (int j = 0; j < 3; ++j) {
+      x[j] = read_tile(a.dtype, row_at(a, from[j], row), i, n, in[j]);
+      y[j] = to[j].data ? target(a.dtype, row_at(a, to[j], row), i, out[j]) : reinterpret_cast<Number*>(out[j].v);
+    }
     with_function(f, [&](auto tag) {
-      for (int64_t k = 0; k < vectors(n); ++k) {
-        const auto g = gate_gradients<Lanes, decltype(tag)::value>(gradient.v[k], gate.v[k], up.v[k]);
-        gate.v[k] = g.gate, up.v[k] = g.up, gradient.v[k] = g.product;
-      }
+      map_numbers({x[0], x[1], x[2]}, {y[0], y[1], y[2]}, n, [](const F* x, F* y) {
+        const auto g = gate_gradients<Lanes, decltype(tag)::value>(x[0], x[1], x[2]);
+        y[0] = g.gate, y[1] = g.up, y[2] = g.product;
+      });
     });
-    store_tile(a.dtype, row_at(a, a.to_gate, row), i, n, gate);
-    store_tile(a.dtype, row_at(a, a.to_up, row), i, n, up);
-    if (a.to_product.data) store_tile(a.dtype, row_at(a, a.to_product, row), i, n, gradient);
+    for (int j = 0; j < 3; ++j)
+      if (to[j].data) write_tile(a.dtype, row_at(a, to[j], row), i, n, out[j]);
   });
 }
 

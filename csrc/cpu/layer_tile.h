@@ -1,12 +1,15 @@
-// Tiles of layers: up to kLayerTile elements as floats in L1, whatever their dtype. A kernel converts a tile, computes
-// on it, and rounds it; so functions exist once per instruction set and not once more per dtype. Included once by each
-// cpu/layers_*.cpp after its Lanes; lies in that file's own namespace.
+// Tiles of layers: up to kLayerTile elements. Kernels compute on numbers, floats (or doubles): those of the tensor
+// itself, or of a copy in L1 where it has another dtype. So functions exist once per instruction set and not once more
+// per dtype. Included once by each cpu/layers_*.cpp after its Lanes; lies in that file's own namespace.
 #include "cpu/layers.h"
 
 namespace pyzo::cpu::PYZO_ISA {
 
 using F = Lanes::F;
 using U = Lanes::U;
+
+using Number = Lanes::Number;
+constexpr Dtype kNumber = sizeof(Number) == 8 ? kFloat64 : kFloat32;
 
 struct alignas(64) LayerTile {
   F v[kLayerTile / kLanes];
@@ -64,6 +67,48 @@ inline void load_tile(Dtype dtype, const void* from, int64_t i, int64_t n, Layer
 }
 inline void store_tile(Dtype dtype, void* to, int64_t i, int64_t n, const LayerTile& tile) {
   with_dtype(dtype, [&](auto t) { store_tile<decltype(t)::value>(to, i, n, tile); });
+}
+
+// The n numbers of a tensor from element i on: its own, or those of the tile, which is filled.
+inline const Number* read_tile(Dtype dtype, const void* from, int64_t i, int64_t n, LayerTile& tile) {
+  if (dtype == kNumber) return static_cast<const Number*>(from) + i;
+  load_tile(dtype, from, i, n, tile);
+  return reinterpret_cast<const Number*>(tile.v);
+}
+
+// Where numbers are put that belong to a tensor from element i on; write_tile brings them there.
+inline Number* target(Dtype dtype, void* to, int64_t i, LayerTile& tile) {
+  return dtype == kNumber ? static_cast<Number*>(to) + i : reinterpret_cast<Number*>(tile.v);
+}
+inline void write_tile(Dtype dtype, void* to, int64_t i, int64_t n, const LayerTile& tile) {
+  if (dtype != kNumber) store_tile(dtype, to, i, n, tile);
+}
+
+// map(x, y) for vectors of n numbers: x the kIn that are read, y the kOut that are written. A result may take the place
+// of what it was computed from.
+template <int kIn, int kOut, class Map>
+PYZO_HD void map_numbers(const Number* const (&in)[kIn], Number* const (&out)[kOut], int64_t n, const Map& map) {
+  const auto vector = [&](const Number* const* from, Number* const* to, int64_t at) {
+    F x[kIn], y[kOut];
+    for (int j = 0; j < kIn; ++j) x[j] = Lanes::load<kNumber>(from[j], at);
+    map(x, y);
+    for (int j = 0; j < kOut; ++j) Lanes::store<kNumber>(to[j], at, y[j]);
+  };
+  int64_t i = 0;
+#pragma GCC unroll 2
+  for (; i + kLanes <= n; i += kLanes) vector(in, out, i);
+  if (i < n) {
+    alignas(64) Number buffers[kIn + kOut][kLanes] = {};
+    const Number* from[kIn];
+    Number* to[kOut];
+    for (int j = 0; j < kIn; ++j) {
+      __builtin_memcpy(buffers[j], in[j] + i, (n - i) * int64_t(sizeof(Number)));
+      from[j] = buffers[j];
+    }
+    for (int j = 0; j < kOut; ++j) to[j] = buffers[kIn + j];
+    vector(from, to, 0);
+    for (int j = 0; j < kOut; ++j) __builtin_memcpy(out[j] + i, to[j], (n - i) * int64_t(sizeof(Number)));
+  }
 }
 
 // Calls run(first element, number) for each tile of [begin, end).

@@ -10,10 +10,6 @@
 
 namespace pyzo::cpu::PYZO_ISA {
 
-using Number = Lanes::Number;
-
-constexpr Dtype kNumber = sizeof(Number) == 8 ? kFloat64 : kFloat32;
-
 // kNormSums neighbouring elements.
 struct Chunk {
   F v[kNormSums / kLanes];
