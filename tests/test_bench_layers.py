@@ -8,7 +8,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
-from bench import layer_jobs, layers
+from bench import layer_jobs, layers, plot_saved
 from bench.cases import gradients
 from bench.harness import Recorder
 from bench.layer_jobs import Way
@@ -92,3 +92,13 @@ def test_likeness_of_gradients():
 )
 def test_layer_of_a_parameter(name, layer):
     assert gradients.layer_of(name) == layer
+
+
+def test_plot_of_saved_units_draws_clean_rows_only(tmp_path):
+    pytest.importorskip("matplotlib")
+    recorder = Recorder("activations", dry_run=True, out=tmp_path / "rows.jsonl")
+    recorder.add("saved per layer", "eager", {"model": "m", "training": "full"}, value=2.5, unit="units")
+    with pytest.raises(ValueError, match="expected clean rows"):
+        plot_saved.draw(recorder.rows, tmp_path / "chart.svg")
+    plot_saved.draw([{**recorder.rows[0], "dry_run": False, "clean": True}], tmp_path / "chart.svg")
+    assert "</svg>" in (tmp_path / "chart.svg").read_text()
