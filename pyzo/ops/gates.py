@@ -84,7 +84,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-    (gate, up), overwrite = unpack(ctx)
+    (gate, up), overwrite = unpack(ctx, gradient)
     gate_gradient, up_gradient, _ = gate_gradients(gradient.contiguous(), gate, up, ctx.function, False, overwrite)
     return gate_gradient, up_gradient, None
 

@@ -157,7 +157,7 @@ def _save_gate_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 
 def _gate_linear_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    (gate, up, weight, *rest), overwrite = unpack(ctx)
+    (gate, up, weight, *rest), overwrite = unpack(ctx, gradient)
     out: list[Tensor | None] = [None] * 11
     if gradient is None:
         return tuple(out)
