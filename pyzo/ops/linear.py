@@ -50,7 +50,7 @@ def gate_linear(
     """
     check_gate(gate, up)
     dtype = product_dtype(gate)
-    _check_parameters(gate, weight=(weight, (None, gate.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_linear("gate", gate, weight, bias)
     _check_dtypes(gate, dtype, weight=weight, bias=bias)
     if (a is None) != (b is None):
         raise ValueError(f"{'a' if a is None else 'b'}: expected a tensor, as its partner is one, got None")
@@ -81,7 +81,7 @@ def activation_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, fun
     """
     check_float("x", x)
     dtype = product_dtype(x)
-    _check_parameters(x, weight=(weight, (None, x.shape[-1])), bias=(bias, (weight.shape[0],)))
+    _check_linear("x", x, weight, bias)
     _check_dtypes(x, dtype, weight=weight, bias=bias)
     return _activation_linear(x.contiguous(), weight, bias, function_code(function), dtype)
 
@@ -93,6 +93,14 @@ def _check_dtypes(x: Tensor, dtype: torch.dtype, **parameters: Tensor | None) ->
             continue
         if not autocasts(x.device.type) or t.dtype == torch.float64:
             raise TypeError(f"{name}: expected {dtype}, as the input is and autocast is off, got {t.dtype}")
+
+
+def _check_linear(name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """TypeError or ValueError where `x` is not what a linear layer of these parameters takes."""
+    if x.dim() == 0:
+        raise ValueError(f"{name}: expected shape [..., in_features], got []")
+    _check_parameters(x, weight=(weight, (None, x.shape[-1])))
+    _check_parameters(x, bias=(bias, (weight.shape[0],)))
 
 
 def _check_parameters(x: Tensor, **parameters: tuple[Tensor | None, tuple[int | None, ...]]) -> None:

@@ -334,6 +334,8 @@ def test_double_backward_is_refused():
         ({"weight": torch.ones(OUT, INNER - 1)}, ValueError, r"weight: expected shape \[any, 40\], got \[24, 39\]"),
         ({"weight": torch.ones(OUT, INNER).half()}, TypeError, "weight: expected torch.float32, as the input is and"),
         ({"weight": torch.ones(OUT, INNER).int()}, TypeError, "weight: expected a tensor of .*got int32"),
+        ({"weight": torch.ones(())}, ValueError, r"weight: expected shape \[any, 40\], got \[\]"),
+        ({"gate": torch.ones(()), "up": torch.ones(())}, ValueError, r"gate: expected shape \[..., in_features\]"),
         ({"bias": torch.ones(OUT + 1)}, ValueError, r"bias: expected shape \[24\], got \[25\]"),
         (
             {"bias": torch.ones(OUT, device="meta")},
