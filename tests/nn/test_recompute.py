@@ -264,6 +264,11 @@ def test_modules_take_the_place_of_a_linear(bias):
     replaced = nn.Linear(INNER, OUT, bias)
     assert list(gated.state_dict()) == list(replaced.state_dict())
     assert_same_bits(gated.weight, replaced.weight)
+    empty = GatedLinear(INNER, OUT, bias, device="meta").to_empty(device="cpu")
+    torch.manual_seed(0)
+    empty.reset_parameters()
+    for mine, first in zip(empty.parameters(), replaced.parameters(), strict=True):
+        assert_same_bits(mine, first)
     activated = ActivationLinear(INNER, OUT, bias)
     activated.load_state_dict(replaced.state_dict())
     tensors = inputs(torch.float32)
