@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pyzo import ops
 from pyzo.ops.autograd import LAYER_DTYPES, check_float, product_dtype
@@ -78,7 +79,7 @@ class _MSNorm(nn.Module):
         seen), and before a compiled or captured forward pass after any change but by `load_state_dict`.
         """
         parameters = [p for p in (self.weight, self.bias) if p is not None]
-        if any(p.is_meta or isinstance(p, FakeTensor) for p in parameters):
+        if not all(_is_readable(p) for p in parameters):
             self._errors, self._saves = None, {}
             return
         self._errors = self._worst_errors() if parameters else {}
@@ -139,7 +140,7 @@ class _MSNorm(nn.Module):
         parameters = [p for p in (self.weight, self.bias) if p is not None]
         if not parameters or not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, *parameters)):
             return False
-        if any(t.is_meta or isinstance(t, FakeTensor) for t in (x, *parameters)):
+        if not all(_is_readable(t) for t in (x, *parameters)):
             return False
         if parameters[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return False
@@ -166,6 +167,11 @@ class _MSNorm(nn.Module):
             found += error.where(invertible & error.isfinite(), torch.inf).max(0)
         numbers = torch.stack([number.double() for number in found]).tolist()  # waits for the device once
         return {d: (numbers[2 * i], int(numbers[2 * i + 1])) for i, d in enumerate(LAYER_DTYPES)}
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether its numbers are all here; not those of meta and fake tensors, and of shards (DTensor)."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor))
 
 
 def _check_for_now(module: _MSNorm, _: object = None) -> None:

@@ -9,6 +9,8 @@ from bits import assert_same_bits
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from pyzo import memory
 from pyzo.nn.affine import merge_affine_, unmerge_affine_
@@ -326,6 +328,23 @@ def test_shapes_alone():
         for norm in (NORMS["layer"](), real):
             x = torch.empty(3, HIDDEN, requires_grad=True)
             assert norm(x).shape == (3, HIDDEN)
+
+
+def test_sharded_parameters(tmp_path):
+    """FSDP2: load_state_dict sees shards, from which nothing is decided, and forward the whole parameters."""
+    exact, x = nn.LayerNorm(HIDDEN), random(TOKENS, HIDDEN)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        norm = fully_shard(NORMS["layer"](), mesh=init_device_mesh("cpu", (1,)))
+        norm.load_state_dict(norm.state_dict())
+        assert norm.saves == "input" and "not looked at yet" in norm.reason
+        norm(x).square().sum().backward()
+        exact(x).square().sum().backward()
+        assert norm.saves == "output"
+        for mine, plain in zip(norm.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.full_tensor(), plain.grad, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_gamma_whose_reciprocal_overflows(device):
