@@ -1,12 +1,15 @@
 """MSLayerNorm and MSRMSNorm: norms that keep for backward what the next linear keeps anyway, their output."""
 
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pyzo import ops
-from pyzo.ops.autograd import LAYER_DTYPES, check_float
+from pyzo.ops.autograd import LAYER_DTYPES, check_float, product_dtype
 
 WORST_ERROR = 1 / 32  # of a normalised value that is recovered from the output
 SMALLEST_GAMMA, LARGEST_GAMMA = 2.0**-120, 2.0**120  # whose reciprocals are normal float32 numbers
@@ -26,19 +29,18 @@ class _MSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, affine: bool, weight_offset: float, bias: bool, **factory: Any) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"size: expected at least 1, got {size}")
         self.eps = eps
         self.affine = affine
         self.weight_offset = weight_offset
         self.output_dtype: Literal["autocast"] | torch.dtype | None = "autocast"
         self._size = size
         self._errors: dict[torch.dtype, tuple[float, int]] | None = None  # by dtype: the worst error, and its column
+        self._saves: dict[torch.dtype, Literal["output", "input"]] = {}  # all that compiled code depends on
         self._checked: tuple[tuple[int, int], ...] = ()  # where the parameters lay then, and their versions
         for name, wanted in (("weight", affine), ("bias", affine and bias)):
             self.register_parameter(name, nn.Parameter(torch.empty(size, **factory)) if wanted else None)
         self.reset_parameters()
-        self.register_load_state_dict_post_hook(_check_loaded)
+        self.register_load_state_dict_post_hook(_check_for_now)
 
     def reset_parameters(self) -> None:
         """gamma becomes 1 and beta 0."""
@@ -46,7 +48,7 @@ class _MSNorm(nn.Module):
             nn.init.constant_(self.weight, 1.0 - self.weight_offset)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.check()
+        _check_for_now(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] of the input's or the output's dtype (`output_dtype`), contiguous."""
@@ -70,16 +72,18 @@ class _MSNorm(nn.Module):
     def check(self) -> None:
         """Looks at the parameters and decides anew what is kept for backward; waits for the device once.
 
-        Called by the first forward pass that will have a backward one, by `load_state_dict`, and by the first such
-        pass after a parameter was replaced, moved or changed in place 256 times; never under `torch.compile` or while
-        a CUDA graph is captured, where the last decision stands. Call it after changing parameters in other ways
-        (`.data`, assignment) if the next forward pass is compiled or captured.
+        Called by the constructor, by `load_state_dict`, by the first forward pass after these that will have a backward
+        one, and by the first such pass after a parameter was replaced, moved or changed in place 256 times; never under
+        `torch.compile` or while a CUDA graph is captured, where the last decision stands. Call it yourself after other
+        changes that make a gamma tiny or a beta large at once (`nn.init`, or any by way of `.data`, which cannot be
+        seen), and before a compiled or captured forward pass after any change but by `load_state_dict`.
         """
         parameters = [p for p in (self.weight, self.bias) if p is not None]
-        if any(p.is_meta for p in parameters):
-            self._errors = None
+        if not all(_is_readable(p) for p in parameters):
+            self._errors, self._saves = None, {}
             return
         self._errors = self._worst_errors() if parameters else {}
+        self._saves = {d: "output" if e <= WORST_ERROR else "input" for d, (e, _) in self._errors.items()}
         self._checked = self._state()
 
     @property
@@ -101,9 +105,7 @@ class _MSNorm(nn.Module):
         """
         if self.weight is None and self.bias is None:
             return "output"
-        if self._errors is None:
-            return "input"
-        return "output" if self._errors[dtype][0] <= WORST_ERROR else "input"
+        return self._saves.get(dtype, "input")
 
     def reason_for(self, dtype: torch.dtype) -> str:
         """`saves_for` in words."""
@@ -116,39 +118,46 @@ class _MSNorm(nn.Module):
         return f"normalised values come back from {name} to {error:.2g} at worst (column {column}; allowed: 1/32)"
 
     def extra_repr(self) -> str:
-        return f"{self._size}, eps={self.eps}, affine={self.affine}"
+        offset = f", weight_offset={self.weight_offset}" if self.weight_offset else ""
+        return f"{self._size}, eps={self.eps}, affine={self.affine}{offset}"
 
     def _own_dtype(self) -> torch.dtype:
         return next((p.dtype for p in (self.weight, self.bias) if p is not None), torch.float32)
 
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         if self.output_dtype == "autocast":
-            device, eligible = x.device.type, x.dtype != torch.float64  # as autocast itself has it
-            return torch.get_autocast_dtype(device) if eligible and torch.is_autocast_enabled(device) else x.dtype
+            return product_dtype(x)
         if self.output_dtype is not None and self.output_dtype not in LAYER_DTYPES:
             raise TypeError(f"output_dtype: expected 'autocast', None or a dtype of layers, got {self.output_dtype!r}")
         return x.dtype if self.output_dtype is None else self.output_dtype
 
     def _state(self) -> tuple[tuple[int, int], ...]:
-        return tuple((p.data_ptr(), p._version) for p in (self.weight, self.bias) if p is not None)
+        parameters = (p for p in (self.weight, self.bias) if p is not None)
+        return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
 
     def _is_stale(self, x: Tensor) -> bool:
         """Whether a backward pass will come and the parameters have moved or changed much; asks the host only."""
         parameters = [p for p in (self.weight, self.bias) if p is not None]
         if not parameters or not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, *parameters)):
             return False
+        if not all(_is_readable(t) for t in (x, *parameters)):
+            return False
         if parameters[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return False
         state = self._state()
         return len(state) != len(self._checked) or any(
-            now[0] != then[0] or now[1] - then[1] >= CHECK_EVERY for now, then in zip(state, self._checked, strict=True)
+            now[0] != then[0] or not 0 <= now[1] - then[1] < CHECK_EVERY
+            for now, then in zip(state, self._checked, strict=True)
         )
 
     @torch.no_grad()
     def _worst_errors(self) -> dict[torch.dtype, tuple[float, int]]:
-        some = next(p for p in (self.weight, self.bias) if p is not None).detach().double()
-        gamma = torch.ones_like(some) if self.weight is None else (self.weight_offset + some).abs()
-        beta = torch.zeros_like(some) if self.bias is None else self.bias.detach().double().abs()
+        some = next(p for p in (self.weight, self.bias) if p is not None).detach()
+        if self.weight is None:
+            gamma = torch.ones_like(some, dtype=torch.float64)
+        else:  # rounded to float32 as the operator rounds it
+            gamma = (self.weight_offset + some.to(torch.promote_types(some.dtype, torch.float32))).double().abs()
+        beta = torch.zeros_like(gamma) if self.bias is None else self.bias.detach().double().abs()
         invertible = (gamma >= SMALLEST_GAMMA) & (gamma <= LARGEST_GAMMA)
         found = []
         for dtype in LAYER_DTYPES:
@@ -160,8 +169,15 @@ class _MSNorm(nn.Module):
         return {d: (numbers[2 * i], int(numbers[2 * i + 1])) for i, d in enumerate(LAYER_DTYPES)}
 
 
-def _check_loaded(module: _MSNorm, incompatible: object) -> None:
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether its numbers are all here; not those of meta and fake tensors, and of shards (DTensor)."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor))
+
+
+def _check_for_now(module: _MSNorm, _: object = None) -> None:
+    """For code that never checks; the first forward pass looks again, as parameters are often changed until then."""
     module.check()
+    module._checked = ()
 
 
 class MSLayerNorm(_MSNorm):
@@ -204,7 +220,9 @@ class MSLayerNorm(_MSNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(_one_size(normalized_shape), eps, affine, 0.0, bias, device=device, dtype=dtype)
+        super().__init__(
+            _one_size("normalized_shape", normalized_shape), eps, affine, 0.0, bias, device=device, dtype=dtype
+        )
 
 
 class MSRMSNorm(_MSNorm):
@@ -238,12 +256,13 @@ class MSRMSNorm(_MSNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(_one_size(dim), eps, affine, weight_offset, False, device=device, dtype=dtype)
+        super().__init__(_one_size("dim", dim), eps, affine, weight_offset, False, device=device, dtype=dtype)
 
 
-def _one_size(shape: int | tuple[int] | list[int]) -> int:
-    if isinstance(shape, int):
-        return shape
-    if len(shape) != 1:
-        raise ValueError(f"normalized_shape: expected one dimension, the last, got {tuple(shape)}")
-    return shape[0]
+def _one_size(name: str, shape: int | tuple[int] | list[int]) -> int:
+    sizes = (shape,) if isinstance(shape, Integral) else tuple(shape)
+    if len(sizes) != 1:
+        raise ValueError(f"{name}: expected one dimension, the last, got {sizes}")
+    if sizes[0] < 1:
+        raise ValueError(f"{name}: expected at least 1, got {sizes[0]}")
+    return int(sizes[0])

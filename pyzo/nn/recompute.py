@@ -25,6 +25,10 @@ class _Recomputing(nn.Module):
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
 
+    def reset_parameters(self) -> None:
+        """First values, as of `nn.Linear`."""
+        nn.Linear.reset_parameters(self)
+
     def extra_repr(self) -> str:
         bias = self.bias is not None
         return f"{self.in_features}, {self.out_features}, bias={bias}, function={self.function!r}"

@@ -32,6 +32,7 @@ def gate(gate: Tensor, up: Tensor, function: str) -> Tensor:
 def check_gate(gate: Tensor, up: Tensor) -> None:
     """TypeError or ValueError where `gate` and `up` are not a pair that can be multiplied."""
     check_float("gate", gate)
+    check_float("up", up)
     if up.dtype != gate.dtype:
         raise TypeError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
     if up.shape != gate.shape:
@@ -83,7 +84,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-    (gate, up), overwrite = unpack(ctx)
+    (gate, up), overwrite = unpack(ctx, gradient)
     gate_gradient, up_gradient, _ = gate_gradients(gradient.contiguous(), gate, up, ctx.function, False, overwrite)
     return gate_gradient, up_gradient, None
 

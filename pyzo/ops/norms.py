@@ -1,5 +1,6 @@
 """The operators of norms: LayerNorm and RMSNorm whose backward pass works from their output, or from their input."""
 
+import math
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def _norm_fake(
     from_input: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.numel() // x.shape[-1], dtype=_statistics(x))
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(math.prod(x.shape[:-1]), dtype=_statistics(x))
 
 
 def _backward_fake(

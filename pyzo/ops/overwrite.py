@@ -9,18 +9,22 @@ from torch import Tensor
 
 _storage_uses = getattr(torch._C, "_storage_Use_Count", None)
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-_COUNTS_EXIST = _storage_uses is not None and _keeps_graph is not None and hasattr(Tensor, "_use_count")
+_wrapped = getattr(torch._C._functorch, "is_functorch_wrapped_tensor", None)  # by torch.func.vmap
+_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)  # by is_grads_batched
+_COUNTS_EXIST = None not in (_storage_uses, _keeps_graph, _wrapped, _batched) and hasattr(Tensor, "_use_count")
 
 
-def unpack(ctx: Any) -> tuple[tuple[Tensor, ...], bool]:
-    """The tensors saved in `ctx`, and whether the first two, gate and up, may be overwritten.
+def unpack(ctx: Any, gradient: Tensor | None) -> tuple[tuple[Tensor, ...], bool]:
+    """The tensors saved in `ctx`, and whether the first two, gate and up, may be overwritten by what `gradient` makes.
 
     They may where nobody can look at them any more: the graph is not kept, and both are results of the graph (no
     leaves) whose storage and Python object have no owner but the node that saved them; of halves of one tensor the
     same holds for that tensor. Owners are counted and compared with the counts of tensors that certainly have
-    no other owner. What saved-tensor hooks made, subclasses, what is traced or captured in a CUDA graph, and
-    all tensors of a torch without the counters are never written over. Not seen is work on another CUDA stream that
-    reads a tensor after its last reference is gone (`Tensor.record_stream` protects from the allocator only).
+    no other owner. What saved-tensor hooks made, subclasses, memory shared with other processes, overlapping views,
+    what is traced or captured in a CUDA graph, a batch of gradients by vmap (`is_grads_batched`: they would all be
+    written over one tensor), and all tensors of a torch without the counters are never written over. Not seen is work
+    on another CUDA stream that reads a tensor after its last reference is gone (`Tensor.record_stream` protects from
+    the allocator only).
     """
     saved, owners = _unpack(ctx)
     first = saved[:2]
@@ -29,11 +33,15 @@ def unpack(ctx: Any) -> tuple[tuple[Tensor, ...], bool]:
         and not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and not _keeps_graph()
+        and type(gradient) is Tensor
+        and not _wrapped(gradient)
+        and not _batched(gradient)
         and all(type(t) is Tensor and t.requires_grad and not t.is_leaf for t in first)
         and not any(t._base is not None and t._base.is_leaf for t in first)
-        and all(t.untyped_storage().resizable() for t in first)  # else memory of somebody else, NumPy for one
+        and not any(_is_foreign(t) for t in first)
         and not (first[0].is_cuda and torch.cuda.is_current_stream_capturing())
-        and owners == _SOLE_OWNERS[_kind(*first)]
+        and owners == _SOLE_OWNERS.get(_kind(*first), ())
+        and _apart(*first)
     )
     return saved, may
 
@@ -42,6 +50,28 @@ def release(tensor: Tensor) -> Tensor:
     """A saved tensor that now holds a gradient: without its graph, and marked as changed for whoever saved it."""
     torch.autograd.graph.increment_version(tensor)
     return tensor.detach()
+
+
+def _is_foreign(tensor: Tensor) -> bool:
+    """Whether its memory may be somebody else's too: NumPy's for one, or another process's."""
+    storage = tensor.untyped_storage()
+    return not storage.resizable() or (tensor.device.type == "cpu" and storage.is_shared())
+
+
+def _apart(gate: Tensor, up: Tensor) -> bool:
+    """Whether two tensors of one shape, in rows as operators of gates take them, have certainly no element in common.
+
+    They lie in different tensors, one behind the other, or side by side in equally long rows.
+    """
+    if gate._base is None or gate._base is not up._base:
+        return True
+    first, second = sorted((gate, up), key=Tensor.storage_offset)
+    shift = second.storage_offset() - first.storage_offset()
+    sizes, strides = first.shape, first.stride()
+    if shift > sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True)):
+        return True
+    rows = [stride for size, stride in zip(sizes[:-1], strides[:-1], strict=True) if size != 1]
+    return bool(rows) and strides == second.stride() and sizes[-1] <= shift % min(rows) <= min(rows) - sizes[-1]
 
 
 def _kind(gate: Tensor, up: Tensor) -> tuple[bool, bool, bool]:
@@ -81,6 +111,8 @@ def _sole_owners() -> dict[tuple[bool, bool, bool], Any]:
     found = {}
     with torch.inference_mode(False), torch.enable_grad():
         leaf = torch.zeros(4, requires_grad=True, device="cpu")
+        if _Probe.apply(leaf, leaf).grad_fn.saved_tensors[0] is not leaf:
+            return found  # imported under saved-tensor hooks, which own what they make
         for gate_is_view, up_is_view, halves in (*itertools.product((False, True), (False, True), (False,)), _HALVES):
             if halves:
                 result = _Probe.apply(*(leaf * 1.0).chunk(2))

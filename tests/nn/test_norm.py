@@ -7,6 +7,10 @@ import pytest
 import torch
 from bits import assert_same_bits
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from pyzo import memory
 from pyzo.nn.affine import merge_affine_, unmerge_affine_
@@ -241,6 +245,42 @@ def test_parameters_are_looked_at_again_after_many_changes(how, device, monkeypa
     assert len(calls) == 1 and norm.saves == "input"
 
 
+@pytest.mark.parametrize("load", [False, True], ids=["constructor", "load_state_dict"])
+def test_gammas_initialised_to_zero(load, device):
+    """Between the constructor, or load_state_dict, and the first step: one change, which is seen."""
+    norm = NORMS["layer"]().to(device)
+    if load:
+        norm(random(3, HIDDEN).to(device))
+        norm.load_state_dict(norm.state_dict())
+    nn.init.zeros_(norm.weight)
+    exact = nn.LayerNorm(HIDDEN).to(device, torch.float64)
+    exact.load_state_dict(norm.state_dict())
+    x = random(TOKENS, HIDDEN).to(device)
+    for mine, true in zip(gradients(norm, x), gradients(exact, x.double()), strict=True):
+        assert (mine.double() - true).norm() <= 8 * 2.0**-24 * true.norm()
+    assert norm.saves == "input"
+
+
+def test_another_parameter_in_the_same_place(device):
+    norm = NORMS["layer"]().to(device)
+    unsafe(norm, "safe")
+    x = random(TOKENS, HIDDEN).to(device).requires_grad_()
+    norm(x)
+    place, version = norm.weight.data_ptr(), norm.weight._version
+    norm.weight = nn.Parameter(norm.weight.data.zero_())
+    assert norm.weight.data_ptr() == place and norm.weight._version < version
+    norm(x)
+    assert norm.saves == "input"
+
+
+def test_gamma_is_taken_as_the_operator_rounds_it(device):
+    """0.1 - float32(0.1) is 1.5e-9, but 0 in the operator's float32."""
+    norm = MSRMSNorm(HIDDEN, affine=True, weight_offset=0.1).to(device)
+    nn.init.constant_(norm.weight, -0.1)
+    assert all(g.isfinite().all() for g in gradients(norm, random(TOKENS, HIDDEN).to(device)))
+    assert norm.saves == "input"
+
+
 def test_a_steady_state_asks_the_device_for_nothing(device, monkeypatch):
     norm = NORMS["layer"]().to(device)
     x = random(TOKENS, HIDDEN).to(device).requires_grad_()
@@ -266,6 +306,45 @@ def test_parameters_that_do_not_exist_yet(device):
     other = NORMS["layer"](device="meta").to_empty(device=device)
     other.reset_parameters()
     assert other.saves == "output"
+
+
+def test_parameters_without_versions(device):
+    """Made in inference mode: usable there, and later for inputs that want a gradient."""
+    with torch.inference_mode():
+        norm = NORMS["layer"]().to(device)
+        x = random(3, HIDDEN).to(device)
+        assert_same_bits(norm(x), NORMS["layer"]().to(device)(x))
+    assert norm.saves == "output" and norm.weight.is_inference()
+
+
+def test_shapes_alone():
+    """On meta, and in a mode of fake tensors, with fake parameters and with real ones."""
+    norm = NORMS["layer"](device="meta")
+    x = torch.empty(3, HIDDEN, device="meta", requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad.shape == (3, HIDDEN) and norm.weight.grad.shape == (HIDDEN,)
+    real = NORMS["layer"]()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for norm in (NORMS["layer"](), real):
+            x = torch.empty(3, HIDDEN, requires_grad=True)
+            assert norm(x).shape == (3, HIDDEN)
+
+
+def test_sharded_parameters(tmp_path):
+    """FSDP2: load_state_dict sees shards, from which nothing is decided, and forward the whole parameters."""
+    exact, x = nn.LayerNorm(HIDDEN), random(TOKENS, HIDDEN)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        norm = fully_shard(NORMS["layer"](), mesh=init_device_mesh("cpu", (1,)))
+        norm.load_state_dict(norm.state_dict())
+        assert norm.saves == "input" and "not looked at yet" in norm.reason
+        norm(x).square().sum().backward()
+        exact(x).square().sum().backward()
+        assert norm.saves == "output"
+        for mine, plain in zip(norm.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.full_tensor(), plain.grad, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_gamma_whose_reciprocal_overflows(device):
@@ -346,6 +425,21 @@ def test_compiles_without_a_break(kind, autocast, device):
     torch.compiler.reset()
 
 
+def test_other_parameters_compile_nothing_anew(device):
+    norm, counter = NORMS["layer"]().to(device), CompileCounter()
+    compiled = torch.compile(norm, backend=counter)
+    x = random(TOKENS, HIDDEN).to(device).requires_grad_()
+    for seed in range(3):
+        norm.load_state_dict({"weight": 2 + 0.1 * random(HIDDEN, seed=seed), "bias": random(HIDDEN, seed=seed)})
+        compiled(x)
+    assert counter.frame_count == 1
+    unsafe(norm, "zero")
+    norm.check()
+    compiled(x)
+    assert counter.frame_count == 2  # the input is kept now
+    torch.compiler.reset()
+
+
 def test_checkpointed_readers_keep_their_input_alone(device):
     model = Readers(NORMS["rms"](), dtype=torch.bfloat16).to(device, torch.bfloat16)
     x = random(TOKENS, HIDDEN, dtype=torch.bfloat16).to(device).requires_grad_()
@@ -385,7 +479,9 @@ def test_training_follows_torch_s_norm(device):
 def test_errors():
     with pytest.raises(ValueError, match=r"normalized_shape: expected one dimension, the last, got \(2, 3\)"):
         MSLayerNorm((2, 3))
-    with pytest.raises(ValueError, match="size: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"dim: expected one dimension, the last, got \(\)"):
+        MSRMSNorm(())
+    with pytest.raises(ValueError, match="dim: expected at least 1, got 0"):
         MSRMSNorm(0)
     with pytest.raises(ValueError, match=r"x: expected a last dimension of 8, got shape \[3, 7\]"):
         MSLayerNorm(8)(torch.zeros(3, 7))

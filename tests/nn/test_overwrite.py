@@ -1,5 +1,6 @@
 """Gradients over the saved gate and up: only where nobody can see those any more, and then backward needs no memory."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,13 @@ SEEN: dict[str, Callable[[Tensor, Watch], tuple[Tensor, Any]]] = {
         lambda g: (g.square() + ops.gate(watch(g), x * 3, "silu"), None)
     )(x * 2),
     "down projection": lambda x, watch: (lambda g: (ops.gate_linear(watch(g), x * 3, WEIGHT), g))(x * 2),
+    "views with elements in common": lambda x, watch: (
+        (lambda h: ops.gate(watch(h[:, :5]), h[:, 3:], "silu"))(x * 2),
+        None,
+    ),
+    "equal views": lambda x, watch: ((lambda h: ops.gate(watch(h.view(8, 5)), h.view(8, 5), "silu"))(x * 2), None),
+    "shared memory": lambda x, watch: (ops.gate(watch((x * 2).share_memory_()), x * 3, "silu"), None),
+    "a node that saved its output": lambda x, watch: (ops.gate(watch(x.exp()), x * 3, "silu"), None),
 }
 
 
@@ -119,6 +127,42 @@ def test_whoever_still_sees_the_inputs_sees_them_unchanged(name):
     again = leaf()
     SEEN[name](again, Watch())[0].sum().backward(retain_graph=True)
     assert_same_bits(x.grad, again.grad)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 6), (3, 2, 6), (2, 1, 3, 4)])
+def test_views_apart(shape):
+    """Against the elements themselves, for every pair of beginnings in rows of every length."""
+    seen = set()
+    for row in range(shape[-1], 2 * shape[-1] + 2):
+        strides = [1, row]
+        for size in reversed(shape[1:-1]):
+            strides.append(strides[-1] * size)
+        layout = (shape, strides[: len(shape)][::-1])
+        base = torch.arange(3 * row * torch.Size(shape[:-1]).numel())
+        room = len(base) - base.as_strided(*layout, 0).max().item()
+        for first, second in itertools.product(range(min(room, 2 * row)), range(room)):
+            views = [base.as_strided(*layout, at) for at in (first, second)]
+            apart = not set(views[0].flatten().tolist()) & set(views[1].flatten().tolist())
+            assert overwrite._apart(*views) == apart
+            seen.add(apart)
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("function", [lambda g, u: ops.gate(g, u, "silu"), lambda g, u: ops.gate_linear(g, u, WEIGHT)])
+def test_a_batch_of_gradients(function):
+    """Its gradients would all be written over one tensor."""
+    x, gradients = leaf(), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
+    want = [torch.autograd.grad(function(x * 2, x * 3), x, gradient)[0] for gradient in gradients]
+    (got,) = torch.autograd.grad(function(x * 2, x * 3), x, gradients, is_grads_batched=True)
+    assert_same_bits(got, torch.stack(want))
+    product = function(x * 2, x * 3)
+    got = torch.func.vmap(lambda gradient: torch.autograd.grad(product, x, gradient)[0])(gradients)
+    assert_same_bits(got, torch.stack(want))
+
+
+def test_nothing_is_taken_for_alone_where_hooks_ran_at_import():
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        assert overwrite._sole_owners() == {}
 
 
 def test_memory_of_numpy_is_not_overwritten():

@@ -264,6 +264,11 @@ def test_modules_take_the_place_of_a_linear(bias):
     replaced = nn.Linear(INNER, OUT, bias)
     assert list(gated.state_dict()) == list(replaced.state_dict())
     assert_same_bits(gated.weight, replaced.weight)
+    empty = GatedLinear(INNER, OUT, bias, device="meta").to_empty(device="cpu")
+    torch.manual_seed(0)
+    empty.reset_parameters()
+    for mine, first in zip(empty.parameters(), replaced.parameters(), strict=True):
+        assert_same_bits(mine, first)
     activated = ActivationLinear(INNER, OUT, bias)
     activated.load_state_dict(replaced.state_dict())
     tensors = inputs(torch.float32)
@@ -334,6 +339,8 @@ def test_double_backward_is_refused():
         ({"weight": torch.ones(OUT, INNER - 1)}, ValueError, r"weight: expected shape \[any, 40\], got \[24, 39\]"),
         ({"weight": torch.ones(OUT, INNER).half()}, TypeError, "weight: expected torch.float32, as the input is and"),
         ({"weight": torch.ones(OUT, INNER).int()}, TypeError, "weight: expected a tensor of .*got int32"),
+        ({"weight": torch.ones(())}, ValueError, r"weight: expected shape \[any, 40\], got \[\]"),
+        ({"gate": torch.ones(()), "up": torch.ones(())}, ValueError, r"gate: expected shape \[..., in_features\]"),
         ({"bias": torch.ones(OUT + 1)}, ValueError, r"bias: expected shape \[24\], got \[25\]"),
         (
             {"bias": torch.ones(OUT, device="meta")},
