@@ -81,7 +81,8 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.kept: list[weakref.ref[_Kept]] = []
-        self.owned: set[int] = set()  # storages of parameters and buffers
+        # Storages of parameters, buffers and leaves, held so that no other can take the place of one that is freed.
+        self.owned: dict[int, torch.UntypedStorage] = {}
         self._names: dict[int, str] = {}
         self._running: list[str] = []
 
@@ -90,7 +91,7 @@ class _Recorder:
         for name, inner in module.named_modules():
             self._names.setdefault(id(inner), name or type(module).__name__)
         for tensor in (*module.parameters(), *module.buffers()):
-            self.owned.add(_storage(tensor))
+            self._own(tensor)
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         if id(module) not in self._names:  # a module that no module seen so far contains
@@ -101,11 +102,15 @@ class _Recorder:
         self._running.pop()
 
     def pack(self, tensor: torch.Tensor) -> _Kept:
-        if tensor.is_leaf and tensor.requires_grad:
-            self.owned.add(_storage(tensor))
+        whole = tensor if tensor._base is None else tensor._base
+        if isinstance(whole, torch.nn.Parameter) or (whole.is_leaf and whole.requires_grad):
+            self._own(whole)
         kept = _Kept(tensor, self._running[-1] if self._running else "")
         self.kept.append(weakref.ref(kept))
         return kept
+
+    def _own(self, tensor: torch.Tensor) -> None:
+        self.owned[_storage(tensor)] = tensor.untyped_storage()
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -116,8 +121,9 @@ def account(fn: Callable[[], Any], model: torch.nn.Module | None = None) -> Acco
     """Counts what autograd keeps when `fn` returns: the memory that a backward pass waits for.
 
     Each storage counts once, whole, however many tensors and modules saved it; parameters, buffers and other leaves
-    that require gradients are left out, and so is what was saved for a graph that is gone by then (a checkpointed
-    region, for one). Tensors that a node holds outside `save_for_backward` are not seen.
+    that require gradients are left out, views of them too, and so is what was saved for a graph that is gone by then (a
+    checkpointed region, for one). Not seen are tensors that a node holds outside `save_for_backward`, and those that
+    saved-tensor hooks inside `fn` took (`torch.autograd.graph.save_on_cpu`).
 
     Args:
         fn: runs a forward pass and returns what keeps its graph alive: the loss, or the outputs.

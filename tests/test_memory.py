@@ -69,6 +69,30 @@ def test_parameters_and_buffers_are_left_out():
     assert account(lambda: torch.randn(TOKENS, WIDTH, requires_grad=True) @ weight).nbytes == 0
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_views_of_parameters_and_leaves_are_left_out(trained):
+    weight = nn.Parameter(torch.randn(WIDE, WIDTH), requires_grad=trained)  # of no module
+    x = torch.randn(2, 3, WIDTH, requires_grad=True)
+    assert account(lambda: x @ weight.t()).nbytes == 0
+    assert account(lambda: nn.functional.linear(x, weight)).nbytes == 0
+
+
+def test_a_leaf_that_is_gone_hides_nobody():
+    """Whoever gets its memory, and torch's handle on that, counts."""
+    x = torch.randn(100, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        results = []
+        for _ in range(8):
+            leaf = torch.randn(100, requires_grad=True)
+            leaf.square()
+            del leaf
+            results.append(x.exp())  # keeps its result
+        return results
+
+    assert account(run).nbytes == 8 * x.nbytes
+
+
 def test_nothing_is_kept_without_a_graph():
     model, x = MLP(), torch.randn(TOKENS, WIDTH)
     with torch.no_grad():
