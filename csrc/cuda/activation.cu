@@ -31,13 +31,15 @@ __global__ void __launch_bounds__(kLayerThreads) activation_backward_kernel(Elem
   store_each<T>(e.out, i, e.n, x);
 }
 
-// The codes of a thread's 8 elements are `bits` bytes, the first element's in the lowest bits.
+// The codes of a thread's 8 elements are `bits` bytes, the first element's in the lowest bits. Wide accesses are for
+// whole ones of 2 or 4 bytes alone: 2 bytes that are left of 3 may lie at an odd address.
 __device__ __forceinline__ void store_codes(uint8_t* codes, int64_t i, int64_t n, int bits, uint32_t word) {
   uint8_t* at = codes + i / kEach * bits;
-  const int64_t bytes = i + kEach <= n ? bits : code_bytes(n - i, bits);
-  if (bytes == 2)
+  const bool whole = i + kEach <= n;
+  const int64_t bytes = whole ? bits : code_bytes(n - i, bits);
+  if (whole && bits == 2)
     *reinterpret_cast<uint16_t*>(at) = uint16_t(word);
-  else if (bytes == 4)
+  else if (whole && bits == 4)
     *reinterpret_cast<uint32_t*>(at) = word;
   else
     for (int b = 0; b < bytes; ++b) at[b] = uint8_t(word >> (8 * b));
@@ -45,9 +47,10 @@ __device__ __forceinline__ void store_codes(uint8_t* codes, int64_t i, int64_t n
 
 __device__ __forceinline__ uint32_t load_codes(const uint8_t* codes, int64_t i, int64_t n, int bits) {
   const uint8_t* at = codes + i / kEach * bits;
-  const int64_t bytes = i + kEach <= n ? bits : code_bytes(n - i, bits);
-  if (bytes == 2) return *reinterpret_cast<const uint16_t*>(at);
-  if (bytes == 4) return *reinterpret_cast<const uint32_t*>(at);
+  const bool whole = i + kEach <= n;
+  const int64_t bytes = whole ? bits : code_bytes(n - i, bits);
+  if (whole && bits == 2) return *reinterpret_cast<const uint16_t*>(at);
+  if (whole && bits == 4) return *reinterpret_cast<const uint32_t*>(at);
   uint32_t word = 0;
   for (int b = 0; b < bytes; ++b) word |= uint32_t(at[b]) << (8 * b);
   return word;
