@@ -87,9 +87,10 @@ def merge_affine_(norm: nn.Module, consumers: Iterable[nn.Module]) -> None:
     with gradients cleared, and give created biases to the optimizer. Training goes on in other coordinates: the
     gradient of a merged weight is that of the plain one divided by gamma, column by column.
 
-    LoRA layers (PEFT's, given whole, not their base layer): A <- A diag(gamma), and the constant scaling * B A beta of
-    the active adapters joins the base bias. The function is unchanged at that moment, whatever the adapters hold; later
-    training of A and B no longer moves that constant, and LoRA dropout, which acts on x̂ then, no longer drops it.
+    LoRA layers (`LoRALinear` and PEFT's, given whole, not their base layer): A <- A diag(gamma), and the constant
+    scaling * B A beta of the active adapters joins the base bias. The function is unchanged at that moment, whatever
+    the adapters hold; later training of A and B no longer moves that constant, and LoRA dropout, which acts on x̂ then,
+    no longer drops it.
     Quantised weights are refused: merge, then quantise. A block-wise format like NF4 that takes blocks along `in` would
     mix many gammas in one block (output error 0.122 to 0.149 against 0.092 for spread gammas); quantise the transposed
     weight [in, out], whose blocks have one gamma each.
@@ -99,7 +100,8 @@ def merge_affine_(norm: nn.Module, consumers: Iterable[nn.Module]) -> None:
             fp64: torch.nn.LayerNorm, torch.nn.RMSNorm, LlamaRMSNorm, pyzo's. An attribute `weight_offset` says that it
             multiplies by weight_offset + weight (1.0 for Gemma). Both this and that the norm works without its
             parameters is tried on one row.
-        consumers: torch.nn.Linear, Conv1D of transformers (weight [in, out]), or PEFT LoRA layers around one.
+        consumers: torch.nn.Linear, Conv1D of transformers (weight [in, out]), PEFT LoRA layers around one, or
+            `LoRALinear`.
 
     Raises:
         TypeError: a norm or consumer of another kind, DoRA and other LoRA variants, a quantised weight.

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyzo.nn.lora import GatedLoRALinear, LoRALinear
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Parts of the names of linears with quantised weights: bitsandbytes, GPTQ, AWQ, HQQ, EETQ, AQLM.
 _QUANTISED = ("Linear4bit", "Linear8bitLt", "QuantLinear", "WQLinear", "HQQLinear", "EetqLinear", "QuantizedLinear")
@@ -173,6 +175,11 @@ def read_consumers(consumers: Iterable[nn.Module], size: int) -> tuple[list[nn.M
 
 
 def _read_consumer(name: str, module: nn.Module, size: int) -> Consumer:
+    if isinstance(module, LoRALinear) and not isinstance(module, GatedLoRALinear):  # whose input is no norm's output
+        weight = _read_linear(f"{name}.base", module.base, size)
+        a = _read_linear(f"{name}.lora_A", module.lora_A, size)
+        b = _read_linear(f"{name}.lora_B", module.lora_B, a.tensor.shape[0])
+        return Consumer(f"{name}.base", module.base, weight, (Adapter(a, b.tensor, float(module.scaling), True),))
     adapted = all(isinstance(getattr(module, part, None), nn.ModuleDict) for part in ("lora_A", "lora_B"))
     if not adapted:
         return Consumer(name, module, _read_linear(name, module, size), ())

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from pyzo.nn import affine_checks
 from pyzo.nn.affine import merge_affine_, unmerge_affine_
+from pyzo.nn.lora import GatedLoRALinear, LoRALinear
 
 D, OUT, ROWS, RANK = 48, 40, 9, 4
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -91,6 +92,12 @@ def with_affine(norm: nn.Module) -> nn.Module:
     return norm
 
 
+def own_lora(base: nn.Linear) -> LoRALinear:
+    layer = LoRALinear(base, RANK, alpha=6)
+    nn.init.normal_(layer.lora_B.weight)
+    return layer
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "layer": lambda: nn.LayerNorm(D),
     "layer without bias": lambda: nn.LayerNorm(D, bias=False),
@@ -104,6 +111,7 @@ CONSUMERS: dict[str, Callable[[], Iterable[nn.Module]]] = {
         LoRA(nn.Linear(D, OUT, bias=False), {"one": 0.5, "two": 2.0}),
         LoRA(Conv1D(), {"fresh": 1.5}, trained=False),
     ),
+    "LoRALinear": lambda: (own_lora(nn.Linear(D, OUT, bias=False)), own_lora(nn.Linear(D, OUT))),
 }
 
 
@@ -203,7 +211,9 @@ def test_the_way_back_is_within_two_roundings(model, dtype, device):
             normal = merged[name].double().abs() >= torch.finfo(dtype).smallest_normal
             bound = torch.where(normal, 1.05 * eps * value.double().abs(), 2.1 * eps * largest)
             assert ((after[name].double() - value.double()).abs() <= bound).all()
-        elif (weight := name.removesuffix("bias") + "weight") in magnitude and "consumers.0.base" not in name:
+        elif (weight := name.removesuffix("bias") + "weight") in magnitude and not name.endswith(
+            ("consumers.0.base_layer.bias", ".base.bias")
+        ):
             # b + W beta rounds (half an eps of it), so does b at the end, and W beta comes from another W (one eps)
             bound = 0.5 * eps * (value.double().abs() + magnitude[weight]) * 2 + 1.05 * eps * magnitude[weight]
             assert ((after[name].double() - value.double()).abs() <= bound + 1e-14).all()
@@ -550,6 +560,11 @@ REFUSED_CONSUMERS = {
         lambda: [lora(lora_embedding_A=nn.ParameterDict({"one": nn.Parameter(torch.zeros(1))}))],
         TypeError,
         "lora_embedding_A",
+    ),
+    "reader of gate and up": (
+        lambda: [GatedLoRALinear(nn.Linear(D, OUT), RANK)],
+        TypeError,
+        "expected torch.nn.Linear, Conv1D or a LoRA layer, got GatedLoRALinear",
     ),
     "quantised base": (lambda: [lora(base_layer=Linear4bit(D, OUT))], TypeError, "base_layer: .*Merge first"),
     "adapter size": (
