@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyzo import ops
-from pyzo.ops.autograd import LAYER_DTYPES, check_float
+from pyzo.ops.autograd import LAYER_DTYPES, check_float, product_dtype
 
 WORST_ERROR = 1 / 32  # of a normalised value that is recovered from the output
 SMALLEST_GAMMA, LARGEST_GAMMA = 2.0**-120, 2.0**120  # whose reciprocals are normal float32 numbers
@@ -123,8 +123,7 @@ class _MSNorm(nn.Module):
 
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         if self.output_dtype == "autocast":
-            device, eligible = x.device.type, x.dtype != torch.float64  # as autocast itself has it
-            return torch.get_autocast_dtype(device) if eligible and torch.is_autocast_enabled(device) else x.dtype
+            return product_dtype(x)
         if self.output_dtype is not None and self.output_dtype not in LAYER_DTYPES:
             raise TypeError(f"output_dtype: expected 'autocast', None or a dtype of layers, got {self.output_dtype!r}")
         return x.dtype if self.output_dtype is None else self.output_dtype

@@ -32,6 +32,7 @@ def gate(gate: Tensor, up: Tensor, function: str) -> Tensor:
 def check_gate(gate: Tensor, up: Tensor) -> None:
     """TypeError or ValueError where `gate` and `up` are not a pair that can be multiplied."""
     check_float("gate", gate)
+    check_float("up", up)
     if up.dtype != gate.dtype:
         raise TypeError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
     if up.shape != gate.shape:

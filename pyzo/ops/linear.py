@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .activations import function_code
-from .autograd import check_float
+from .autograd import autocasts, check_float, product_dtype, without_autocast
 from .dropouts import check_probability, new_seed
 from .gates import as_rows, check_gate, gate_gradients
 from .library import operators as _ops
@@ -49,7 +49,7 @@ def gate_linear(
         [..., out], in the dtype of `gate`, or autocast's.
     """
     check_gate(gate, up)
-    dtype = _product_dtype(gate)
+    dtype = product_dtype(gate)
     _check_parameters(gate, weight=(weight, (None, gate.shape[-1])), bias=(bias, (weight.shape[0],)))
     _check_dtypes(gate, dtype, weight=weight, bias=bias)
     if (a is None) != (b is None):
@@ -80,17 +80,10 @@ def activation_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, fun
         [..., out], in the dtype of `x`, or autocast's.
     """
     check_float("x", x)
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     _check_parameters(x, weight=(weight, (None, x.shape[-1])), bias=(bias, (weight.shape[0],)))
     _check_dtypes(x, dtype, weight=weight, bias=bias)
     return _activation_linear(x.contiguous(), weight, bias, function_code(function), dtype)
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """What the matrix products are computed in: torch's rule, by which autocast leaves float64 alone."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 def _check_dtypes(x: Tensor, dtype: torch.dtype, **parameters: Tensor | None) -> None:
@@ -98,7 +91,7 @@ def _check_dtypes(x: Tensor, dtype: torch.dtype, **parameters: Tensor | None) ->
     for name, t in parameters.items():
         if t is None or t.dtype == dtype:
             continue
-        if not torch.is_autocast_enabled(x.device.type) or t.dtype == torch.float64:
+        if not autocasts(x.device.type) or t.dtype == torch.float64:
             raise TypeError(f"{name}: expected {dtype}, as the input is and autocast is off, got {t.dtype}")
 
 
@@ -171,7 +164,7 @@ def _gate_linear_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -
     a, b, low = rest[:3] if rest else (None, None, None)
     seed = rest[3] if len(rest) > 3 else None
     needs = ctx.needs_input_grad
-    with torch.autocast(gate.device.type, enabled=False):  # the dtypes are those of the forward pass
+    with without_autocast(gate.device.type):
         dy = _matrix(gradient)
         to_low = (dy @ b.to(ctx.dtype)).mul_(ctx.scale) if a is not None and any(needs[i] for i in (0, 1, 4)) else None
         needs_product = needs[2] or needs[4]
@@ -220,7 +213,7 @@ def _save_activation_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 def _activation_linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     to_x = to_weight = to_bias = None
-    with torch.autocast(x.device.type, enabled=False):  # the dtypes are those of the forward pass
+    with without_autocast(x.device.type):
         dy = _matrix(gradient)
         if ctx.needs_input_grad[1]:
             value = _matrix(_ops.activation(x, ctx.function).to(ctx.dtype))

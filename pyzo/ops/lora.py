@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .autograd import check_float, once_differentiable
+from .autograd import check_float, once_differentiable, product_dtype, without_autocast
 from .dropouts import check_probability, new_seed
 from .library import operators as _ops
 
@@ -44,20 +44,19 @@ def lora_linear(
 
     Raises:
         TypeError: a tensor of a dtype that layers do not take.
-        ValueError: shapes that do not fit, p out of range.
+        ValueError: shapes or devices that do not fit, p out of range.
     """
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("a", a), ("b", b)):
         if tensor is not None:
             check_float(name, tensor)
+            if tensor.device != x.device:
+                raise ValueError(f"{name}: expected a tensor on {x.device}, as x, got {tensor.device}")
     _check_shapes(x, weight, bias, a, b)
     if not check_probability(p):
         seed = None
     elif seed is None:
         seed = new_seed(x.device)
-    dtype, device = x.dtype, x.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    return _ops.lora_linear(x, weight, bias, a, b, seed, scale, p, dtype)[0]
+    return _ops.lora_linear(x, weight, bias, a, b, seed, scale, p, product_dtype(x))[0]
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> None:
@@ -138,21 +137,22 @@ def _lora_linear_backward(
     dtype, inner = gradient.dtype, gradient.shape[:-1]
     gradient = _rows(gradient, dtype)
     grads = [gradient.new_empty(0) for _ in needs]
-    if needs[1] or needs[3]:
-        rows = _rows(x, dtype)
-    if needs[0] or needs[3]:
-        of_t = torch.addmm(gradient.new_zeros(1), gradient, b.to(dtype), beta=0, alpha=scale)  # [tokens, r]
-    if needs[0]:
-        of_rows = _dropped(of_t @ a.to(dtype), seed, p).addmm_(gradient, weight.to(dtype))
-        grads[0] = of_rows.view(*inner, weight.shape[1])
-    if needs[1]:
-        grads[1] = gradient.t() @ rows
-    if needs[2]:
-        grads[2] = gradient.sum(0)
-    if needs[3]:
-        grads[3] = of_t.t() @ _dropped(rows, seed, p)
-    if needs[4]:
-        grads[4] = torch.addmm(gradient.new_zeros(1), gradient.t(), t, beta=0, alpha=scale)
+    with without_autocast(gradient.device.type):
+        if needs[1] or needs[3]:
+            rows = _rows(x, dtype)
+        if needs[0] or needs[3]:
+            of_t = torch.addmm(gradient.new_zeros(1), gradient, b.to(dtype), beta=0, alpha=scale)  # [tokens, r]
+        if needs[0]:
+            of_rows = _dropped(of_t @ a.to(dtype), seed, p).addmm_(gradient, weight.to(dtype))
+            grads[0] = of_rows.view(*inner, weight.shape[1])
+        if needs[1]:
+            grads[1] = gradient.t() @ rows
+        if needs[2]:
+            grads[2] = gradient.sum(0)
+        if needs[3]:
+            grads[3] = of_t.t() @ _dropped(rows, seed, p)
+        if needs[4]:
+            grads[4] = torch.addmm(gradient.new_zeros(1), gradient.t(), t, beta=0, alpha=scale)
     return grads
 
 

@@ -16,6 +16,7 @@ from bits import assert_same_bits
 from blocks import Exact, data, gradients, loss_of, model
 from torch import Tensor, nn
 
+import pyzo
 from pyzo.memory import account
 from pyzo.optim import ZOSGD, ForwardGradSGD
 
@@ -187,6 +188,47 @@ def test_zeroth_order_steps_see_the_same_dropout():
     assert positive == pytest.approx(negative, rel=1e-4)
     torch.manual_seed(5)
     assert loss_of(network, x, y).item() != pytest.approx(positive, rel=1e-4)  # another mask is another loss
+
+
+LAYERS = (
+    pyzo.nn.ReGELU2(),
+    pyzo.nn.OutputActivation("silu"),
+    pyzo.nn.SeededDropout(0.25),
+    pyzo.nn.MSLayerNorm(8, affine=True),
+    pyzo.nn.MSRMSNorm(8),
+    pyzo.nn.SwiGLU(),
+    pyzo.nn.LoRALinear(nn.Linear(8, 3), 2, dropout=0.25),
+    pyzo.nn.GatedLoRALinear(nn.Linear(8, 3), 2, dropout=0.25),
+    pyzo.nn.GatedLinear(8, 3),
+    pyzo.nn.ActivationLinear(8, 3),
+)
+
+
+def inputs_of(layer: nn.Module) -> int:
+    return 2 if isinstance(layer, (pyzo.nn.SwiGLU, pyzo.nn.GatedLinear, pyzo.nn.GatedLoRALinear)) else 1
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_no_tangent_is_dropped(layer):
+    """torch would return a zero derivative where nothing requires a gradient."""
+    x = torch.randn(4, 8)
+    for position in range(inputs_of(layer)):
+
+        def run(moving: Tensor, position: int = position) -> Tensor:
+            return layer(*(moving if i == position else x for i in range(inputs_of(layer))))
+
+        with pytest.raises(NotImplementedError, match="expected a tensor without a tangent"):
+            torch.func.jvp(run, (x,), (x,))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_shapes_without_memory(layer):
+    """On the meta device, which has no autocast: more than any machine holds."""
+    layer = copy.deepcopy(layer).to("meta")
+    inputs = [torch.empty(2**40, 8, device="meta", requires_grad=True) for _ in range(inputs_of(layer))]
+    y = layer(*inputs)
+    y.sum().backward()
+    assert y.shape == (2**40, y.shape[-1]) and all(x.grad.shape == x.shape for x in inputs)
 
 
 def test_forward_gradients_refuse_by_name():

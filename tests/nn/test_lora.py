@@ -206,6 +206,18 @@ def test_autocast_computes_in_its_dtype_and_saves_no_cast_copy():
         assert (g - e).norm() <= 2 * (plain - e).norm(), name
 
 
+def test_backward_under_autocast_computes_as_forward_did():
+    """Where only backward runs inside the region, everything stays float32."""
+    arguments, seed = tensors(), torch.tensor([5])
+    want = outcome(ours, arguments, 0.25, seed)
+    y = ours(*arguments, 0.25, seed)
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.autograd.grad(y, arguments, gradient)
+    for g, w in zip(got, want[1:], strict=True):
+        assert_same_bits(g, w)
+
+
 def test_autocast_leaves_float64_alone():
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(*tensors(torch.float64), 0.25, torch.tensor([5])).dtype == torch.float64
@@ -290,6 +302,7 @@ def test_double_backward_is_refused():
         ({"b": torch.ones(OUT, RANK + 1)}, ValueError, rf"b: expected \[{OUT}, {RANK}\], as weight and a say"),
         ({"x": torch.ones(3, IN, dtype=torch.int64)}, TypeError, "x: expected a tensor of float32"),
         ({"weight": torch.ones(OUT, IN, dtype=torch.int8)}, TypeError, "weight: expected a tensor of float32"),
+        ({"b": torch.ones(OUT, RANK, device="meta")}, ValueError, "b: expected a tensor on cpu, as x, got meta"),
         ({"p": 1.0}, ValueError, "p: expected a number in"),
         ({"seed": torch.ones(1)}, RuntimeError, "seed: expected an int64 tensor"),
     ],
@@ -300,10 +313,25 @@ def test_bad_arguments(change, error, message):
         ops.lora_linear(**{**arguments, **change})
 
 
+class Doubled(nn.Linear):
+    """Computes something else than its weight says, which an adapter around the weight would lose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def quantised() -> nn.Linear:
+    linear = nn.Linear(3, 3)
+    linear.weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.int8), requires_grad=False)
+    return linear
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((nn.Identity(), 4), TypeError, "base: expected a torch.nn.Linear, got Identity"),
+        ((Doubled(3, 3), 4), TypeError, "base: expected a torch.nn.Linear, or a subclass with its forward, got Double"),
+        ((quantised(), 4), TypeError, "base.weight: expected a tensor of float32, .* got int8"),
+        ((nn.Identity(), 4), TypeError, "base: expected a torch.nn.Linear, .*, got Identity"),
         ((nn.Linear(3, 3), 0), ValueError, "r: expected an integer >= 1, got 0"),
         ((nn.Linear(3, 3), 1.5), ValueError, "r: expected an integer >= 1, got 1.5"),
         ((nn.Linear(3, 3), 4, None, 1.0), ValueError, "p: expected a number in"),
