@@ -107,8 +107,8 @@ def low_memory_llama(layers: int, dropout: float | None = None, *, dtype: torch.
     return model
 
 
-def low_memory_vit(layers: int, *, dtype: torch.dtype, activation: nn.Module | None = None) -> nn.Module:
-    """Shared norms; the activation in place of GELU."""
+def low_memory_vit(layers: int, *, dtype: torch.dtype) -> nn.Module:
+    """Shared norms, and 2 bits for GELU."""
     model = vit(layers, dtype=dtype)
     for layer in model.layers:
         for name in ("layernorm_before", "layernorm_after"):
@@ -116,7 +116,7 @@ def low_memory_vit(layers: int, *, dtype: torch.dtype, activation: nn.Module | N
             norm = pyzo.nn.MSLayerNorm(old.normalized_shape, eps=old.eps, affine=True).to(dtype)
             norm.load_state_dict(old.state_dict())
             setattr(layer, name, norm)
-        layer.mlp.activation_fn = activation or pyzo.nn.ReGELU2()
+        layer.mlp.activation_fn = pyzo.nn.ReGELU2()
     return model
 
 

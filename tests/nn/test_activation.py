@@ -26,7 +26,8 @@ TORCH = {
     "hardswish": F.hardswish,
 }
 # Largest error of the slope from the output, near the minimum, where the rounding of the output counts most.
-OUTPUT_ERROR = {torch.float64: 1e-4, torch.float32: 3e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+OUTPUT_ERROR = {torch.float64: 1e-4, torch.float32: 2e-4, torch.bfloat16: 1.55e-2, torch.float16: 7.1e-3}
+HARDSWISH_ERROR = {torch.bfloat16: 2.4e-2, torch.float16: 9e-3}
 SIDED = ("gelu", "gelu_tanh", "quick_gelu", "silu", "mish", "hardswish")
 
 
@@ -170,7 +171,8 @@ def test_slope_from_the_output(name, dtype, device):
     y, got = value_and_gradient(lambda x: ops.output_activation(x, name), x, gradient)
     assert_same_bits(y.float(), ops.activation(x, name).float())
     _, want = value_and_gradient(TORCH[name], x.cpu().double(), gradient.cpu().double())
-    assert error(got, want) <= OUTPUT_ERROR[dtype]
+    bounds = OUTPUT_ERROR | (HARDSWISH_ERROR if name == "hardswish" else {})
+    assert error(got, want) <= bounds[dtype]
     mean_square = (got.cpu().double() - want).square().mean().sqrt().item()
     assert mean_square <= {torch.bfloat16: 3e-3, torch.float16: 7e-4}.get(dtype, 3e-5)
 
@@ -300,6 +302,15 @@ def test_errors(device):
     if device == "cuda":
         with pytest.raises(RuntimeError, match=r"float64 on the CPU only"):
             ops.activation(x.double(), "gelu")
+
+
+def test_modules_are_of_the_function_that_they_are_named_after():
+    x = random(200, torch.float32, "cpu")
+    for module, function in ((nn.ReGELU2(), F.gelu), (nn.ReSiLU2(), F.silu), (nn.FewBitActivation("mish"), F.mish)):
+        torch.testing.assert_close(module(x), function(x))
+    assert nn.ReGELU2().codebook == nn.codebook("gelu", 2, "paper")
+    assert nn.ReSiLU2().codebook == nn.codebook("silu", 2, "paper")
+    assert nn.FewBitActivation("mish").codebook == nn.codebook("mish", 2, "derivative")
 
 
 def test_modules_describe_themselves_and_travel():
