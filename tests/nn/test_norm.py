@@ -223,6 +223,22 @@ def test_the_choice_depends_on_the_dtype_of_the_output(device):
     assert memory.account(lambda: norm(x)).nbytes == 2 * BYTES + ROWS
 
 
+@pytest.mark.parametrize(
+    ("gamma", "saved"),
+    [  # by float32, float16, bfloat16
+        (1e-6, ("output", "output", "output")),
+        (5e-7, ("output", "input", "output")),  # half of float16's smallest number, 2^-25, is more than gamma / 32
+        (2.0**121, ("input", "input", "input")),  # its reciprocal is nearly a subnormal number
+    ],
+)
+def test_gammas_at_the_ends_of_a_dtype_s_range(gamma, saved, device):
+    norm = NORMS["rms"]().to(device)
+    with torch.no_grad():
+        norm.weight[3] = gamma
+    norm.check()
+    assert tuple(norm.saves_for(d) for d in (torch.float32, torch.float16, torch.bfloat16)) == saved
+
+
 @pytest.mark.parametrize("how", ["zero", "nan"])
 def test_parameters_are_looked_at_again_after_many_changes(how, device, monkeypatch):
     norm = NORMS["layer"]().to(device)

@@ -251,6 +251,12 @@ def test_double_backward_is_refused(device):
         dx.sum().backward()
 
 
+def test_the_reciprocal_of_std_has_no_gradient(device):
+    x = random(3, 8, dtype=torch.float32).to(device).requires_grad_()
+    y, rstd = torch.ops.pyzo.norm(x, None, None, 1e-5, True, 0.0, False, torch.float32)
+    assert y.requires_grad and not rstd.requires_grad
+
+
 def test_only_wanted_gradients(device):
     x = random(3, 8, dtype=torch.float32).to(device)
     weight, bias = (p.to(device) for p in parameters(8, torch.float32, True))

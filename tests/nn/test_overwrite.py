@@ -9,6 +9,7 @@ import pytest
 import torch
 from bits import assert_same_bits
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 from pyzo import ops
@@ -148,6 +149,7 @@ def test_views_apart(shape):
     assert seen == {False, True}
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("function", [lambda g, u: ops.gate(g, u, "silu"), lambda g, u: ops.gate_linear(g, u, WEIGHT)])
 def test_a_batch_of_gradients(function):
     """Its gradients would all be written over one tensor."""
@@ -158,6 +160,24 @@ def test_a_batch_of_gradients(function):
     product = function(x * 2, x * 3)
     got = torch.func.vmap(lambda gradient: torch.autograd.grad(product, x, gradient)[0])(gradients)
     assert_same_bits(got, torch.stack(want))
+
+
+def test_a_gradient_of_a_subclass():
+    """Its operators may run more than once, as those of these pairs do."""
+    x = leaf()
+    product = ops.gate(x * 2, x * 3, "silu")
+    (got,) = torch.autograd.grad(product, x, TwoTensor(torch.ones(SHAPE), torch.full(SHAPE, 2.0)))
+    for gradient, part in ((1.0, got.a), (2.0, got.b)):
+        (want,) = torch.autograd.grad(ops.gate(x * 2, x * 3, "silu"), x, torch.full(SHAPE, gradient))
+        assert_same_bits(part, want)
+
+
+def test_a_derivative_of_the_gradient_is_refused_where_the_graph_is_not_kept():
+    x = leaf()
+    product = ops.gate(x * 2, x * 3, "silu").sum()
+    (gradient,) = torch.autograd.grad(product, x, create_graph=True, retain_graph=False)
+    with pytest.raises(NotImplementedError, match="gate_backward has no derivative"):
+        gradient.sum().backward()
 
 
 def test_nothing_is_taken_for_alone_where_hooks_ran_at_import():
