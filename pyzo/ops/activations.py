@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import check_float, needs_graph, once_differentiable
+from .autograd import check_float, differentiable, needs_graph, once_differentiable
 from .library import operators as _ops
 
 # Numbered as csrc/core/functions.h does.
@@ -28,7 +28,7 @@ def activation(x: Tensor, function: str) -> Tensor:
         function: a name of FUNCTIONS; `gelu` is the one with erf, `softplus` has beta 1, `elu` alpha 1.
     """
     check_float("x", x)
-    return _ops.activation(x.contiguous(), function_code(function))
+    return _activation(x.contiguous(), function_code(function))
 
 
 def coded_activation(x: Tensor, function: str, thresholds: Sequence[float], slopes: Sequence[float]) -> Tensor:
@@ -47,7 +47,7 @@ def coded_activation(x: Tensor, function: str, thresholds: Sequence[float], slop
     code = function_code(function)
     if not needs_graph(x):
         return _ops.activation(x.contiguous(), code)
-    return _ops.coded_activation(x.contiguous(), code, list(thresholds), list(slopes))[0]
+    return _coded_activation(x.contiguous(), code, list(thresholds), list(slopes))[0]
 
 
 def output_activation(x: Tensor, function: str) -> Tensor:
@@ -67,7 +67,7 @@ def output_activation(x: Tensor, function: str) -> Tensor:
     code = function_code(function)
     if not needs_graph(x):
         return _ops.activation(x.contiguous(), code)
-    return _ops.output_activation(x.contiguous(), code)[0]
+    return _output_activation(x.contiguous(), code)[0]
 
 
 def _like(x: Tensor, *args: object) -> Tensor:
@@ -103,24 +103,30 @@ def _activation_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 
 def _save_codes(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.slopes = inputs[3]
+    ctx.set_materialize_grads(False)  # of the codes
     ctx.save_for_backward(output[1])
 
 
-def _coded_activation_backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:
+def _coded_activation_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if gradient is None:
+        return (None,) * 4
     return _ops.coded_activation_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.slopes), None, None, None
 
 
 def _save_output(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.function = inputs[1]
+    ctx.set_materialize_grads(False)  # of the sides
     ctx.save_for_backward(*output)
 
 
-def _output_activation_backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None]:
+def _output_activation_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+    if gradient is None:
+        return None, None
     return _ops.output_activation_backward(gradient.contiguous(), *ctx.saved_tensors, ctx.function), None
 
 
-torch.library.register_autograd("pyzo::activation", _activation_backward, setup_context=_save_input)
-torch.library.register_autograd("pyzo::coded_activation", _coded_activation_backward, setup_context=_save_codes)
-torch.library.register_autograd("pyzo::output_activation", _output_activation_backward, setup_context=_save_output)
+_activation = differentiable("activation", _activation_backward, _save_input)
+_coded_activation = differentiable("coded_activation", _coded_activation_backward, _save_codes)
+_output_activation = differentiable("output_activation", _output_activation_backward, _save_output)
 for _name in ("activation_backward", "coded_activation_backward", "output_activation_backward"):
     once_differentiable(_name)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import check_float
+from .autograd import check_float, differentiable
 from .library import operators as _ops
 
 KEEP_ALL = 1 << 16  # values that an element's random bits take
@@ -47,7 +47,7 @@ def dropout(x: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
     check_float("x", x)
     if not check_probability(p):
         return x
-    return _ops.dropout(x.contiguous(), new_seed(x.device) if seed is None else seed, p)
+    return _dropout(x.contiguous(), new_seed(x.device) if seed is None else seed, p)
 
 
 def _like(x: Tensor, seed: Tensor, p: float) -> Tensor:
@@ -64,4 +64,4 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
 
 
 torch.library.register_fake("pyzo::dropout", _like)
-torch.library.register_autograd("pyzo::dropout", _backward, setup_context=_save_seed)
+_dropout = differentiable("dropout", _backward, _save_seed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .activations import function_code
-from .autograd import check_float, once_differentiable
+from .autograd import check_float, differentiable, once_differentiable
 from .library import operators as _ops
 from .overwrite import release, unpack
 
@@ -26,7 +26,7 @@ def gate(gate: Tensor, up: Tensor, function: str) -> Tensor:
         A contiguous tensor of the same shape.
     """
     check_gate(gate, up)
-    return _ops.gate(as_rows(gate), as_rows(up), function_code(function))
+    return _gate(as_rows(gate), as_rows(up), function_code(function))
 
 
 def check_gate(gate: Tensor, up: Tensor) -> None:
@@ -99,5 +99,5 @@ def gate_gradients(
     return release(gate), release(up), gradient
 
 
-torch.library.register_autograd("pyzo::gate", _backward, setup_context=_save)
+_gate = differentiable("gate", _backward, _save)
 once_differentiable("gate_backward")

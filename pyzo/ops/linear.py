@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .activations import function_code
-from .autograd import autocasts, check_float, product_dtype, without_autocast
+from .autograd import autocasts, check_float, differentiable, product_dtype, without_autocast
 from .dropouts import check_probability, new_seed
 from .gates import as_rows, check_gate, gate_gradients
 from .library import operators as _ops
@@ -125,8 +125,7 @@ def _drop(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return x if seed is None else _ops.dropout(x, seed, p)
 
 
-@torch.library.custom_op("pyzo::gate_linear", mutates_args=())
-def _gate_linear(
+def _linear_of_gate(
     gate: Tensor,
     up: Tensor,
     weight: Tensor,
@@ -150,8 +149,7 @@ def _gate_linear(
     return y.view(*gate.shape[:-1], weight.shape[0]), low
 
 
-@_gate_linear.register_fake
-def _(gate, up, weight, bias, a, b, seed, scale, p, function, dtype):
+def _fake_gate_linear(gate, up, weight, bias, a, b, seed, scale, p, function, dtype):
     low = (0,) if a is None else (math.prod(gate.shape[:-1]), a.shape[0])
     return gate.new_empty((*gate.shape[:-1], weight.shape[0]), dtype=dtype), gate.new_empty(low, dtype=dtype)
 
@@ -198,17 +196,16 @@ def _gate_linear_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -
     return tuple(out)
 
 
-torch.library.register_autograd("pyzo::gate_linear", _gate_linear_backward, setup_context=_save_gate_linear)
+torch.library.custom_op("pyzo::gate_linear", _linear_of_gate, mutates_args=()).register_fake(_fake_gate_linear)
+_gate_linear = differentiable("gate_linear", _gate_linear_backward, _save_gate_linear, _linear_of_gate)
 
 
-@torch.library.custom_op("pyzo::activation_linear", mutates_args=())
-def _activation_linear(x: Tensor, weight: Tensor, bias: Tensor | None, function: int, dtype: torch.dtype) -> Tensor:
+def _linear_of_activation(x: Tensor, weight: Tensor, bias: Tensor | None, function: int, dtype: torch.dtype) -> Tensor:
     value = _ops.activation(x, function).to(dtype)
     return functional.linear(value, weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-@_activation_linear.register_fake
-def _(x, weight, bias, function, dtype):
+def _fake_activation_linear(x, weight, bias, function, dtype):
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
@@ -235,6 +232,8 @@ def _activation_linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | No
     return to_x, to_weight, to_bias, None, None
 
 
-torch.library.register_autograd(
-    "pyzo::activation_linear", _activation_linear_backward, setup_context=_save_activation_linear
+_op = torch.library.custom_op("pyzo::activation_linear", _linear_of_activation, mutates_args=())
+_op.register_fake(_fake_activation_linear)
+_activation_linear = differentiable(
+    "activation_linear", _activation_linear_backward, _save_activation_linear, _linear_of_activation
 )

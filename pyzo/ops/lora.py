@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .autograd import check_float, once_differentiable, product_dtype, without_autocast
+from .autograd import check_float, differentiable, once_differentiable, product_dtype, without_autocast
 from .dropouts import check_probability, new_seed
 from .library import operators as _ops
 
@@ -56,7 +56,7 @@ def lora_linear(
         seed = None
     elif seed is None:
         seed = new_seed(x.device)
-    return _ops.lora_linear(x, weight, bias, a, b, seed, scale, p, product_dtype(x))[0]
+    return _lora_linear(x, weight, bias, a, b, seed, scale, p, product_dtype(x))[0]
 
 
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor) -> None:
@@ -82,8 +82,7 @@ def _dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return x if seed is None else _ops.dropout(x.contiguous(), seed, p)
 
 
-@torch.library.custom_op("pyzo::lora_linear", mutates_args=())
-def _lora_linear(
+def _linear_and_adapter(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -102,7 +101,6 @@ def _lora_linear(
     return y.view(*x.shape[:-1], weight.shape[0]), t
 
 
-@torch.library.register_fake("pyzo::lora_linear")
 def _fake(
     x: Tensor,
     weight: Tensor,
@@ -208,5 +206,6 @@ def _backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None
     return (*cast, None, None, None, None)
 
 
-_lora_linear.register_autograd(_backward, setup_context=_save)
+torch.library.custom_op("pyzo::lora_linear", _linear_and_adapter, mutates_args=()).register_fake(_fake)
+_lora_linear = differentiable("lora_linear", _backward, _save, _linear_and_adapter)
 once_differentiable("lora_linear_backward")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import check_float, once_differentiable
+from .autograd import check_float, differentiable, once_differentiable
 from .library import operators as _ops
 
 
@@ -61,7 +61,7 @@ def norm(
             check_float(name, parameter)
     parameters = (None if p is None else p.contiguous() for p in (weight, bias))
     dtype = x.dtype if dtype is None else dtype
-    return _ops.norm(x.contiguous(), *parameters, eps, centered, weight_offset, from_input, dtype)[0]
+    return _norm(x.contiguous(), *parameters, eps, centered, weight_offset, from_input, dtype)[0]
 
 
 def _statistics(x: Tensor) -> torch.dtype:
@@ -130,5 +130,5 @@ def _norm_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor |
 
 torch.library.register_fake("pyzo::norm", _norm_fake)
 torch.library.register_fake("pyzo::norm_backward", _backward_fake)
-torch.library.register_autograd("pyzo::norm", _norm_backward, setup_context=_save)
+_norm = differentiable("norm", _norm_backward, _save)
 once_differentiable("norm_backward")
