@@ -25,6 +25,7 @@ class Sizes:
         elements: of layers that work element by element.
         norms: rows and columns of norms; under torch.compile the first alone is measured.
         tokens, hidden, intermediate: of linear layers; intermediate is the width inside an MLP.
+        shrink: tokens, hidden and intermediate are divided by this in 16 bits.
     """
 
     elements: int
@@ -32,10 +33,16 @@ class Sizes:
     tokens: int
     hidden: int
     intermediate: int
+    shrink: int = 1
+
+    def linear(self, dtype: torch.dtype) -> tuple[int, int, int]:
+        """tokens, hidden, intermediate."""
+        by = self.shrink if dtype.itemsize == 2 else 1
+        return self.tokens // by, self.hidden // by, self.intermediate // by
 
 
 DRY = Sizes(elements=1 << 10, norms=((4, 24),), tokens=8, hidden=16, intermediate=24)
-CPU = Sizes(elements=1 << 23, norms=((4096, 768), (2048, 4096)), tokens=256, hidden=512, intermediate=1376)
+CPU = Sizes(elements=1 << 23, norms=((4096, 768), (2048, 4096)), tokens=1024, hidden=1024, intermediate=2752, shrink=2)
 GPU = Sizes(elements=1 << 30, norms=((1 << 20, 768), (1 << 18, 4096)), tokens=1 << 14, hidden=4096, intermediate=11008)
 
 
@@ -162,10 +169,10 @@ def gates(sizes: Sizes, dtype: torch.dtype, device: str) -> Iterator[Job]:
 
 def recomputed(sizes: Sizes, dtype: torch.dtype, device: str) -> Iterator[Job]:
     """Linear layers behind a gate or an activation, whose input is recomputed in backward."""
-    config = {"tokens": sizes.tokens, "in": sizes.intermediate, "out": sizes.hidden}
-    new = partial(leaf, dtype=dtype, device=device)
-    gate, up = (new(sizes.tokens, sizes.intermediate) for _ in range(2))
-    weight = matrix(sizes.hidden, sizes.intermediate, dtype=dtype, device=device)
+    tokens, hidden, intermediate = sizes.linear(dtype)
+    config = {"tokens": tokens, "in": intermediate, "out": hidden}
+    gate, up = (leaf(tokens, intermediate, dtype=dtype, device=device) for _ in range(2))
+    weight = matrix(hidden, intermediate, dtype=dtype, device=device)
     swiglu = nn.SwiGLU()
     ways = {
         "gate_linear": Way(ops.gate_linear),
@@ -186,12 +193,13 @@ def dropouts(sizes: Sizes, dtype: torch.dtype, device: str) -> Iterator[Job]:
 
 def adapters(sizes: Sizes, dtype: torch.dtype, device: str) -> Iterator[Job]:
     """A frozen linear layer with a low-rank adapter, with and without dropout."""
-    weight = matrix(sizes.hidden, sizes.hidden, dtype=dtype, device=device).detach()
-    x = leaf(sizes.tokens, sizes.hidden, dtype=dtype, device=device)
-    a = matrix(RANK, sizes.hidden, dtype=dtype, device=device)
-    b = matrix(sizes.hidden, RANK, dtype=dtype, device=device)
+    tokens, hidden, _ = sizes.linear(dtype)
+    weight = matrix(hidden, hidden, dtype=dtype, device=device).detach()
+    x = leaf(tokens, hidden, dtype=dtype, device=device)
+    a = matrix(RANK, hidden, dtype=dtype, device=device)
+    b = matrix(hidden, RANK, dtype=dtype, device=device)
     for p in (0.0, P):
-        config = {"tokens": sizes.tokens, "in": sizes.hidden, "out": sizes.hidden, "rank": RANK, "p": p}
+        config = {"tokens": tokens, "in": hidden, "out": hidden, "rank": RANK, "p": p}
         eager = partial(eager_layers.lora_linear, weight=weight, scale=SCALE, p=p)
         ours = Way(lambda x, a, b, p=p: ops.lora_linear(x, weight, None, a, b, SCALE, p))
         yield Job("lora linear", config, (x, a, b), eager, {"lora_linear": ours}, random=p > 0)

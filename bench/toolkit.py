@@ -81,6 +81,7 @@ def resources(architecture: int, folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+TENSOR_KERNELS = ("pass_kernel", "noise_kernel")
 KINDS = {1: "perturb", 2: "update", 4: "undo", 5: "undo+perturb", 6: "undo+update", 8: "general"}
 
 
@@ -96,10 +97,13 @@ class Kernel:
     kind: str | None = None
     rule: str | None = None
     states: int = 0
+    arguments: tuple[str, ...] = ()  # of a kernel of layers, as they are
 
     @classmethod
     def parse(cls, mangled: str) -> "Kernel":
         name = re.search(r"\d([a-z]+(?:_[a-z]+)*_kernel)", mangled)
+        if name and name[1] not in TENSOR_KERNELS:
+            return cls(name[1], arguments=tuple(re.findall(r"L(?:N\w*?5DtypeE|[bi])(\d+)E", mangled)))
         # The second argument of a type that occurred names it by a substitution, S2_ or the like.
         dtypes = [DTYPES[code] for code in re.findall(r"L(?:N\w*?5DtypeE|S\d*_)(\d)E", mangled)]
         numbers = [int(code) for code in re.findall(r"Li(\d+)E", mangled)]
@@ -124,7 +128,7 @@ class Kernel:
     def __str__(self) -> str:
         rounding = {None: None, True: "stochastic", False: "nearest"}[self.stochastic]
         state = self.state_dtype and f"state {self.state_dtype}"
-        words = (self.name, self.dtype, self.distribution, rounding, self.kind, self.rule, state)
+        words = (self.name, self.dtype, self.distribution, rounding, self.kind, self.rule, state, *self.arguments)
         return " ".join(word for word in words if word)
 
 
