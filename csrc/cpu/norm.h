@@ -59,6 +59,13 @@ PYZO_HD Chunk load_chunk(const void* from, int64_t i, int64_t n, Number pad = 0)
   return c;
 }
 
+// Elements [i, i + kNormSums) are fetched meanwhile; they may lie beyond the tensor.
+template <Dtype T>
+PYZO_HD void prefetch_chunk(const void* from, int64_t i) {
+  const char* at = static_cast<const char*>(from) + i * size_of(T);
+  for (int64_t line = 0; line < kNormSums * size_of(T); line += 64) __builtin_prefetch(at + line);
+}
+
 template <Dtype T, bool kWhole>
 PYZO_HD void store_chunk(void* to, int64_t i, int64_t n, const Chunk& c) {
   if constexpr (kWhole) {
@@ -89,13 +96,30 @@ PYZO_HD void halve(Chunk& c) {
   }
 }
 
-PYZO_HD Number total(Chunk c) {
-  halve<kNormSums / kLanes>(c);
+// The same for the lanes of a vector.
+PYZO_HD Number fold(F v) {
+#if PYZO_LANES >= 8
+#if PYZO_LANES == 16
+  const __m512 both = (__m512)v;
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(both), _mm512_extractf32x8_ps(both, 1));
+#else
+  const __m256 eight = (__m256)v;
+#endif
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
   alignas(64) Number s[kLanes];
-  __builtin_memcpy(s, &c.v[0], sizeof s);
+  __builtin_memcpy(s, &v, sizeof s);
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) s[i] += s[i + half];
   return s[0];
+#endif
+}
+
+PYZO_HD Number total(Chunk c) {
+  halve<kNormSums / kLanes>(c);
+  return fold(c.v[0]);
 }
 
 struct Moments {
@@ -126,6 +150,7 @@ Moments moments(const void* x, int64_t i, const NormArgs& a) {
   const F center = spread(mean);
   for_chunks(a.columns, [&](int64_t j, int64_t m, auto whole) {
     const Chunk c = load_chunk<T, decltype(whole)::value>(x, i + j, m, mean);
+    prefetch_chunk<T>(x, i + a.columns + j);  // of the next row
     each_vector([&](auto k) {
       const F d = c.v[k] - center;
       rest.v[k] += d;
@@ -249,6 +274,8 @@ void gradient_rows(const NormArgs& a, const NormBackward& b, const void* at, Num
     for_chunks(a.columns, [&](int64_t j, int64_t m, auto whole) {
       Chunk gradient, g, value;
       row.template read<decltype(whole)::value>(j, m, gradient, g, value);
+      prefetch_chunk<Y>(b.gradient, row.i + a.columns + j);  // of the next row
+      prefetch_chunk<kFromInput ? X : Y>(b.saved, row.i + a.columns + j);
       each_vector([&](auto k) { g.v[k] = input_gradient<Lanes>(g.v[k], value.v[k], mean_g, mean_gx, row.rstd); });
       store_chunk<X, decltype(whole)::value>(b.dx, row.i + j, m, g);
     });
