@@ -19,12 +19,19 @@ TANH_SCALE, TANH_CUBE = 2.0 * np.sqrt(2.0 / np.pi), 0.044715
 
 @dataclass(frozen=True)
 class Activation:
-    """A function with one minimum, its derivative, and from where on (x) the derivative counts as constant."""
+    """A function with one minimum, and how its derivative is fitted.
+
+    Attributes:
+        value, slope: of x.
+        far: x from where on the derivative counts as constant.
+        root: whether the left polynomial is one in a root, where the function falls to 0 as fast as a Gaussian.
+    """
 
     name: str
     value: Function
     slope: Function
     far: float
+    root: bool
 
     @property
     def turn(self) -> float:
@@ -57,10 +64,10 @@ def _mish_slope(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = (
-    Activation("gelu", lambda x: x * ndtr(x), _gelu_slope, 4.75),
-    Activation("gelu_tanh", lambda x: x * expit(_inner(x)), _tanh_slope, 4.6),
-    Activation("silu", lambda x: x * expit(x), lambda x: expit(x) * (1.0 + x * expit(-x)), 13.0),
-    Activation("mish", lambda x: x * _mish_parts(x)[0], _mish_slope, 6.8),
+    Activation("gelu", lambda x: x * ndtr(x), _gelu_slope, 4.75, True),
+    Activation("gelu_tanh", lambda x: x * expit(_inner(x)), _tanh_slope, 4.6, True),
+    Activation("silu", lambda x: x * expit(x), lambda x: expit(x) * (1.0 + x * expit(-x)), 13.0, False),
+    Activation("mish", lambda x: x * _mish_parts(x)[0], _mish_slope, 6.8, False),
 )
 
 
@@ -72,7 +79,8 @@ class Fit:
         turn, least: x and value of the minimum.
         right_scale: 2 / S, S the root of value - least at `far`; the right polynomial is one in t = right_scale s - 1,
             s the root of value - least.
-        left_scale: 1 / the root of -least; the left polynomial is one in 2 w - 1, w the root of 1 - left_scale s.
+        left_scale: 1 / the root of -least; on the left the slope is w times a polynomial in 2 w - 1, with w = 1 -
+            left_scale s or its root, so that it vanishes with the value.
         right, left: coefficients, from the highest power down.
         error: largest error of the two, in exact arithmetic.
     """
@@ -95,7 +103,8 @@ def fit(activation: Activation) -> Fit:
     s = width * w
     far = activation.far + 1.0
     right, right_error = _polynomial(activation, t, least + s * s, turn, far, RIGHT_DEGREE, np.ones_like(t))
-    left, left_error = _polynomial(activation, t, least - least * (1.0 - w * w) ** 2, turn, -90.0, LEFT_DEGREE, w)
+    height = 1.0 - (w * w if activation.root else w)
+    left, left_error = _polynomial(activation, t, least - least * height**2, turn, -90.0, LEFT_DEGREE, w)
     return Fit(turn, least, 2.0 / width, (-least) ** -0.5, right, left, max(right_error, left_error))
 
 

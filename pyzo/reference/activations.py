@@ -168,11 +168,12 @@ def coded_activation_backward(gradient: Tensor, codes: Tensor, slopes: Sequence[
 
 
 # fmt: off
-# Of core/output.h: (x and value of the minimum, right and left scale), right and left coefficients from the highest
-# power down.
-_OUTPUT_FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]] = {
+# Of core/output.h: (x and value of the minimum, right and left scale), whether w is a root, right and left coefficients
+# from the highest power down.
+_OUTPUT_FITS: dict[str, tuple[tuple[float, ...], bool, tuple[float, ...], tuple[float, ...]]] = {
     "gelu": (
         (-0.751791537, -0.169971213, 0.901672721, 2.42556167),
+        True,
         (-0.666259289, 0.098605223, 3.28369594, 0.0301932544, -6.69488287, -1.2356261, 7.03512573, 2.81625032,
          -3.52297091, -2.73305964, -0.0760735795, 0.967607141, 1.37635946, 0.314222455, -1.35275126,
          0.241827175, 1.11776638),
@@ -181,6 +182,7 @@ _OUTPUT_FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float,
     ),
     "gelu_tanh": (
         (-0.752461433, -0.170040756, 0.915733457, 2.42506552),
+        True,
         (-0.205009446, 0.318607718, 1.28283787, -1.0634371, -3.24297094, 0.989149988, 4.16298914, 0.486734629,
          -2.55690312, -1.48328435, 0.0726192221, 0.74046725, 1.18669987, 0.230796874, -1.31374097,
          0.280980945, 1.11348855),
@@ -189,19 +191,21 @@ _OUTPUT_FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float,
     ),
     "silu": (
         (-1.27846456, -0.278464556, 0.548853636, 1.89502549),
+        False,
         (-0.314901143, 0.347262353, 1.59392476, -1.59650409, -3.57017183, 3.17163634, 4.77884579, -3.67192245,
          -4.46795273, 3.01189733, 3.29601312, -2.4611876, -1.53058183, 1.91558969, -0.367524534, -0.216753319,
          1.08236039),
-        (-0.000377922261, 0.000740793825, 9.90830449e-05, -0.000747270125, -0.00512612145, -0.0100177573,
-         0.0355532505, 0.169321477, -0.0300623495, -0.159383327),
+        (0.0162114203, -0.0271087568, -0.00563657656, 0.02418698, 0.000673767645, -0.0129332766,
+         0.00574662723, -0.0264107455, 0.224153414, -0.198875979),
     ),
     "mish": (
         (-1.19243121, -0.308843404, 0.750120521, 1.79941285),
+        False,
         (0.846726239, 0.33046025, -3.98873711, -1.71135068, 7.98298264, 3.91949224, -8.85947037, -5.32345676,
          5.95416784, 4.94858789, -2.51845384, -3.58497858, 1.04799962, 1.96911383, -1.05315924, -0.0478505902,
          1.08796632),
-        (-0.000385126012, 0.000799655099, -0.000427728664, -0.00175233954, -0.00412206631, -0.00494097453,
-         0.0427973233, 0.18318662, -0.0377654694, -0.177390054),
+        (0.0186929833, -0.0313061625, -0.00636421144, 0.0277220029, 0.00106821337, -0.0159613658,
+         0.00742090354, -0.0226972513, 0.245975927, -0.224543124),
     ),
 }
 # fmt: on
@@ -218,14 +222,15 @@ def _polynomial(m: type, coefficients: Sequence[float], x: Tensor) -> Tensor:
 
 
 def _fitted_slope(m: type, name: str, y: Tensor, right: Tensor) -> Tensor:
-    (_, least, right_scale, left_scale), right_fit, left_fit = _OUTPUT_FITS[name]
+    (_, least, right_scale, left_scale), root, right_fit, left_fit = _OUTPUT_FITS[name]
     one, zero = m.constant(1.0), m.constant(0.0)
     height = y - m.constant(least)
     s = m.sqrt(torch.where(height < 0, zero, height))
     t = m.fma(s, m.constant(right_scale), -one)
     t = torch.where(t > 1.0, one, t)
     w = m.fma(s, m.constant(-left_scale), one)
-    w = m.sqrt(torch.where(w < 0, zero, w))
+    w = torch.where(w < 0, zero, w)
+    w = m.sqrt(w) if root else w
     left = w * _polynomial(m, left_fit, m.fma(w, m.constant(2.0), -one))
     return torch.where(right, _polynomial(m, right_fit, t), left)
 

@@ -2,7 +2,11 @@
 
 import copy
 import functools
+import importlib.util
 import pickle
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from pyzo import memory, nn, ops, reference
 
+ROOT = Path(__file__).parents[2]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TORCH = {
     "relu": F.relu,
@@ -175,6 +180,19 @@ def test_slope_from_the_output(name, dtype, device):
     assert error(got, want) <= bounds[dtype]
     mean_square = (got.cpu().double() - want).square().mean().sqrt().item()
     assert mean_square <= {torch.bfloat16: 3e-3, torch.float16: 7e-4}.get(dtype, 3e-5)
+
+
+def test_constants_of_outputs_are_what_the_fit_derives():
+    spec = importlib.util.spec_from_file_location("fit_output", ROOT / "bench" / "fit_output.py")
+    fit = importlib.util.module_from_spec(spec)
+    sys.modules["fit_output"] = fit  # dataclasses look their module up
+    spec.loader.exec_module(fit)
+    header, at = (ROOT / "csrc" / "core" / "output.h").read_text(), 0
+    for activation in fit.ACTIVATIONS:  # in the order of the header
+        for literal in re.findall(r"-?[\d.e+-]+f", " ".join(fit.lines(activation))):
+            at = header.find(literal, at)
+            assert at >= 0, f"{activation.name}: {literal} is not in output.h after the constants before it"
+            at += len(literal)
 
 
 @pytest.mark.parametrize("name", ops.FUNCTIONS)
