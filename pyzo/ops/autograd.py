@@ -11,6 +11,8 @@ from .library import operators
 
 # Dtypes of layers; float64 is for torch.autograd.gradcheck, on the CPU only.
 LAYER_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Asked once, as torch.compile of torch 2.11 cannot ask.
+_AUTOCAST_DEVICES = tuple(d for d in ("cpu", "cuda") if torch.amp.is_autocast_available(d))
 
 
 def differentiable(
@@ -86,7 +88,7 @@ def check_float(name: str, tensor: torch.Tensor) -> None:
 
 def autocasts(device: str) -> bool:
     """Whether autocast is on; never on a device that has none, as meta."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
@@ -97,4 +99,4 @@ def product_dtype(x: torch.Tensor) -> torch.dtype:
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """For backward passes, whose dtypes are those of the forward pass."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if device in _AUTOCAST_DEVICES else nullcontext()

@@ -111,7 +111,8 @@ def _sole_owners() -> dict[tuple[bool, bool, bool], Any]:
     found = {}
     with torch.inference_mode(False), torch.enable_grad():
         leaf = torch.zeros(4, requires_grad=True, device="cpu")
-        if _Probe.apply(leaf, leaf).grad_fn.saved_tensors[0] is not leaf:
+        result = _Probe.apply(leaf, leaf)  # held: torch 2.11 frees what is saved together with the result
+        if result.grad_fn.saved_tensors[0] is not leaf:
             return found  # imported under saved-tensor hooks, which own what they make
         for gate_is_view, up_is_view, halves in (*itertools.product((False, True), (False, True), (False,)), _HALVES):
             if halves:

@@ -183,6 +183,7 @@ def test_slope_from_the_output(name, dtype, device):
 
 
 def test_constants_of_outputs_are_what_the_fit_derives():
+    pytest.importorskip("scipy")
     spec = importlib.util.spec_from_file_location("fit_output", ROOT / "bench" / "fit_output.py")
     fit = importlib.util.module_from_spec(spec)
     sys.modules["fit_output"] = fit  # dataclasses look their module up
