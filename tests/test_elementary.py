@@ -3,7 +3,6 @@
 import importlib.util
 import subprocess
 
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from test_cpp import CSRC, ISAS, NOT_ON_THIS_MACHINE, ROOT, build, run
 from pyzo.reference import elementary
 from pyzo.reference.arithmetic import float_of_bits
 
+mpmath = pytest.importorskip("mpmath")
 NAMES = ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "erf", "below", "density")  # in the order of the C++ test
 # Largest errors over every float32 input, in units of the last place: of normal and of subnormal results, as `all` of
 # csrc/tests/test_elementary.cpp measures them, rounded up.

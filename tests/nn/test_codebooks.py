@@ -14,6 +14,7 @@ from pyzo.nn.codebooks import FUNCTIONS, KINDS, Codebook, codebook
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # at the end: pyzo is the installed one
 
+pytest.importorskip("scipy")
 from bench import fit_codebooks as fit  # noqa: E402
 
 ACTIVATIONS = {h.name: h for h in fit.ACTIVATIONS}
