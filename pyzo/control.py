@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 
 from pyzo import ops
+from pyzo.ops.steps import KEEP_ALL
 
 LINES = 3
 OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE = range(7)
 LR, EPS, WEIGHT_DECAY, BETA1, BETA2, DAMPENING, RULE_EPS, OPTION = range(8)  # float64
 BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED = range(8, 15)
 COEFFICIENTS = 16
-KEEP_ALL = 65536
 
 
 class Row(NamedTuple):

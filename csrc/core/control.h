@@ -59,8 +59,6 @@ struct Control {
   }
 };
 
-constexpr uint32_t kKeepAll = 65536;
-
 // Draw the seeds of the next step.
 PYZO_HD void begin_step(Control c) {
   const uint64_t run = uint64_t(c.words[Control::kRunSeed]), t = uint64_t(++c.words[Control::kDraw]);

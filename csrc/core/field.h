@@ -21,6 +21,7 @@ enum Distribution : int { kNormal = 0, kRademacher = 1 };
 constexpr int kNormalPerCounter = 4;        // four normals from two word pairs
 constexpr int kRademacherPerCounter = 128;  // one sign per bit
 constexpr int kBitsPerCounter = 8;          // 16 bits each: rounding, masks, dropout
+constexpr uint32_t kKeepAll = 65536;        // masks and dropout keep what has bits below a number up to this
 
 // What a tensor's noise is a function of, besides the element index.
 struct Source {

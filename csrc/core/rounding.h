@@ -12,6 +12,12 @@ namespace pyzo {
 // Weights have the first three; float64 is for layers on the CPU, where gradients are checked numerically.
 enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 
+// A dtype as an argument that the compiler knows.
+template <Dtype T>
+struct DtypeTag {
+  static constexpr Dtype value = T;
+};
+
 template <class L>
 PYZO_HD typename L::U magnitude(typename L::F x) {
   return L::as_u(x) & L::splat(0x7fffffffu);

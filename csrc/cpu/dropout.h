@@ -14,7 +14,7 @@ inline void dropout(const Elements& e, const Dropout& d, uint64_t seed, int64_t 
     RandomBits random;
     fill_bits<Lanes>({seed, 0}, kDropoutStream, 0u, uint64_t(i), 0, n, random);
     load_tile(e.dtype, e.in[0], i, n, x);
-    for (int64_t k = 0; k < vectors(n); ++k)
+    for (int64_t k = 0; k * kLanes < n; ++k)
       x.v[k] = drop<Lanes>(x.v[k], Lanes::load_u16(random.bits + k * kLanes), keep, scale);
     store_tile(e.dtype, e.out, i, n, x);
   });

@@ -18,10 +18,6 @@ struct alignas(64) LayerTile {
 constexpr int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 // Calls run(DtypeTag<T>{}) for one of the dtypes that these lanes serve.
-template <Dtype T>
-struct DtypeTag {
-  static constexpr Dtype value = T;
-};
 template <class Run>
 PYZO_HD void with_dtype(Dtype dtype, const Run& run) {
   if constexpr (sizeof(Lanes::Number) == 8) {
@@ -35,8 +31,6 @@ PYZO_HD void with_dtype(Dtype dtype, const Run& run) {
       run(DtypeTag<kFloat16>{});
   }
 }
-
-inline int64_t vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 
 // n elements from element i on; what lies beyond them in the last vector is 0.
 template <Dtype T>

@@ -96,11 +96,6 @@ __device__ __forceinline__ void store_each(void* base, int64_t i, int64_t n, con
     if (i + k < n) to[k] = rounded<T>(x[k]);
 }
 
-template <Dtype T>
-struct DtypeTag {
-  static constexpr Dtype value = T;
-};
-
 // Calls run(DtypeTag<T>{}), which launches a kernel; returns the CUDA error code.
 template <class Run>
 int launch_for(Dtype dtype, const Run& run) {

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -31,12 +32,26 @@ inline std::string describe(const Tensor& t) {
 // Where an element of a list stands in a message: "dst[3]".
 inline std::string at(const char* list, size_t i) { return std::string(list) + '[' + std::to_string(i) + ']'; }
 
+inline std::optional<Dtype> dtype_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return kFloat32;
+    case ScalarType::BFloat16:
+      return kBFloat16;
+    case ScalarType::Half:
+      return kFloat16;
+    case ScalarType::Double:
+      return kFloat64;
+    default:
+      return std::nullopt;
+  }
+}
+
 inline Dtype check_weights(const Tensor& t, const std::string& name) {
-  const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(
-      (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half) && t.is_contiguous(),
-      name, ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
-  return type == ScalarType::Float ? kFloat32 : type == ScalarType::BFloat16 ? kBFloat16 : kFloat16;
+  const std::optional<Dtype> dtype = dtype_of(t.scalar_type());
+  STD_TORCH_CHECK(dtype && *dtype != kFloat64 && t.is_contiguous(), name,
+                  ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
+  return *dtype;
 }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {

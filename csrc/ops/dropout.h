@@ -9,9 +9,9 @@
 namespace pyzo {
 
 inline Dropout check_probability(double p) {
-  const double keep = std::nearbyint((1.0 - p) * 65536.0);  // to even, as Python's round
+  const double keep = std::nearbyint((1.0 - p) * double(kKeepAll));  // to even, as Python's round
   STD_TORCH_CHECK(p >= 0.0 && keep >= 1.0, "p: expected a number in [0, 1 - 2^-17), got ", p);
-  return {uint32_t(keep), 65536.0 / keep};
+  return {uint32_t(keep), double(kKeepAll) / keep};
 }
 
 inline const int64_t* check_seed(const Tensor& seed, const Tensor& x) {

@@ -53,8 +53,6 @@ inline GateArgs check_gate(const Tensor& gate, const Tensor& up, int64_t functio
 
 inline Rows contiguous_rows(const Tensor& t, const GateArgs& a) { return {t.data_ptr(), a.columns}; }
 
-inline Tensor new_like(const Tensor& t) { return torch::stable::new_empty(t, t.sizes()); }
-
 template <class Device>
 Tensor gate(Tensor gate, Tensor up, int64_t function) {
   GateArgs a = check_gate(gate, up, function);

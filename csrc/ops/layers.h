@@ -8,15 +8,10 @@ namespace pyzo {
 
 // A float tensor of a layer. float64 is for numerical checks of gradients, on the CPU only.
 inline Dtype check_layer_dtype(const Tensor& t, const std::string& name) {
-  const ScalarType type = t.scalar_type();
-  const bool known = type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half ||
-                     (type == ScalarType::Double && !t.is_cuda());
-  STD_TORCH_CHECK(known, name, ": expected a float32, bfloat16 or float16 tensor (float64 on the CPU only), got ",
-                  describe(t));
-  return type == ScalarType::Float      ? kFloat32
-         : type == ScalarType::BFloat16 ? kBFloat16
-         : type == ScalarType::Half     ? kFloat16
-                                        : kFloat64;
+  const std::optional<Dtype> dtype = dtype_of(t.scalar_type());
+  STD_TORCH_CHECK(dtype && !(*dtype == kFloat64 && t.is_cuda()), name,
+                  ": expected a float32, bfloat16 or float16 tensor (float64 on the CPU only), got ", describe(t));
+  return *dtype;
 }
 
 inline Dtype check_layer(const Tensor& t, const std::string& name) {
@@ -30,6 +25,11 @@ inline void check_like(const Tensor& t, const std::string& name, const Tensor& l
       t.scalar_type() == like.scalar_type() && t.numel() == like.numel() && t.is_contiguous() && same_device(t, like),
       name, ": expected a contiguous tensor of the dtype, size and device of ", of, ", which is ", describe(like),
       ", got ", describe(t));
+}
+
+// A contiguous tensor of the shape of t, whose strides do not matter.
+inline Tensor new_like(const Tensor& t, std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::new_empty(t, t.sizes(), dtype);
 }
 
 }  // namespace pyzo

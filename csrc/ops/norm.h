@@ -14,14 +14,11 @@ constexpr int64_t kMostColumns = int64_t(1) << 30;
 
 inline Dtype check_norm_dtype(const char* name, ScalarType dtype, const Tensor& x, const std::string& of) {
   const bool wide = x.scalar_type() == ScalarType::Double;
-  const bool known = dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  STD_TORCH_CHECK(wide ? dtype == ScalarType::Double : known, name,
+  const std::optional<Dtype> found = dtype_of(dtype);
+  STD_TORCH_CHECK(found && (*found == kFloat64) == wide, name,
                   wide ? ": expected Double" : ": expected Float, BFloat16 or Half", ", for ", of, " is ", describe(x),
                   ", got ", torch::headeronly::toString(dtype));
-  return dtype == ScalarType::Float      ? kFloat32
-         : dtype == ScalarType::BFloat16 ? kBFloat16
-         : dtype == ScalarType::Half     ? kFloat16
-                                         : kFloat64;
+  return *found;
 }
 
 inline const void* check_norm_parameter(const std::optional<Tensor>& t, const char* name, const Tensor& x,
@@ -47,12 +44,6 @@ inline NormArgs check_norm(const Tensor& t, const std::string& name, const std::
   a.weight = check_norm_parameter(weight, "weight", t, name, a.columns, a.weight_dtype);
   a.bias = check_norm_parameter(bias, "bias", t, name, a.columns, a.bias_dtype);
   return a;
-}
-
-inline Tensor new_like(const Tensor& t, ScalarType dtype) {
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < t.dim(); ++i) sizes.push_back(t.size(i));
-  return torch::stable::new_empty(t, sizes, dtype);
 }
 
 inline ScalarType statistics_dtype(const Tensor& t) {

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .autograd import check_float, differentiable
 from .library import operators as _ops
-
-KEEP_ALL = 1 << 16  # values that an element's random bits take
+from .steps import KEEP_ALL
 
 
 def check_probability(p: float) -> bool:
@@ -48,6 +47,11 @@ def dropout(x: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
     if not check_probability(p):
         return x
     return _dropout(x.contiguous(), new_seed(x.device) if seed is None else seed, p)
+
+
+def dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """`x` without a seed; else dropout of it by the operator itself, the same map in backward, as it is linear."""
+    return x if seed is None else _ops.dropout(x.contiguous(), seed, p)
 
 
 def _like(x: Tensor, seed: Tensor, p: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from .activations import function_code
 from .autograd import autocasts, check_float, differentiable, product_dtype, without_autocast
-from .dropouts import check_probability, new_seed
+from .dropouts import check_probability, dropped, new_seed
 from .gates import as_rows, check_gate, gate_gradients
 from .library import operators as _ops
 from .overwrite import unpack
@@ -116,13 +116,9 @@ def _check_parameters(x: Tensor, **parameters: tuple[Tensor | None, tuple[int | 
             raise ValueError(f"{name}: expected a tensor on {x.device}, as the input, got {t.device}")
 
 
-def _matrix(x: Tensor) -> Tensor:
+def as_matrix(x: Tensor) -> Tensor:
+    """[..., n] as [tokens, n]."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _drop(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    """Seeded dropout; the same map in backward, as it is linear."""
-    return x if seed is None else _ops.dropout(x, seed, p)
 
 
 def _linear_of_gate(
@@ -139,12 +135,12 @@ def _linear_of_gate(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The result, and what the adapter's `a` made of the product (without an adapter nothing)."""
-    product = _matrix(_ops.gate(gate, up, function).to(dtype))
+    product = as_matrix(_ops.gate(gate, up, function).to(dtype))
     y = functional.linear(product, weight.to(dtype), None if bias is None else bias.to(dtype))
     if a is None:
         low = y.new_empty(0)
     else:
-        low = functional.linear(_drop(product, seed, p), a.to(dtype))
+        low = functional.linear(dropped(product, seed, p), a.to(dtype))
         y.addmm_(low, b.to(dtype).t(), alpha=scale)
     return y.view(*gate.shape[:-1], weight.shape[0]), low
 
@@ -171,26 +167,26 @@ def _gate_linear_backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -
     seed = rest[3] if len(rest) > 3 else None
     needs = ctx.needs_input_grad
     with without_autocast(gate.device.type):
-        dy = _matrix(gradient)
+        dy = as_matrix(gradient)
         to_low = (dy @ b.to(ctx.dtype)).mul_(ctx.scale) if a is not None and any(needs[i] for i in (0, 1, 4)) else None
         needs_product = needs[2] or needs[4]
         if needs[0] or needs[1]:
             inner = dy @ weight.to(ctx.dtype)
             if to_low is not None:
-                inner += _drop(to_low @ a.to(ctx.dtype), seed, ctx.p)
+                inner += dropped(to_low @ a.to(ctx.dtype), seed, ctx.p)
             inner = inner.to(gate.dtype).view(gate.shape)
             out[0], out[1], product = gate_gradients(inner, gate, up, ctx.function, needs_product, overwrite)
             del inner
         elif needs_product:
             product = _ops.gate(gate, up, ctx.function)
         if needs_product:
-            product = _matrix(product.to(ctx.dtype))
+            product = as_matrix(product.to(ctx.dtype))
         if needs[2]:
             out[2] = (dy.t() @ product).to(weight.dtype)
         if needs[3]:
             out[3] = dy.sum(0, dtype=ctx.bias_dtype)
         if needs[4]:
-            out[4] = (to_low.t() @ _drop(product, seed, ctx.p)).to(a.dtype)
+            out[4] = (to_low.t() @ dropped(product, seed, ctx.p)).to(a.dtype)
         if needs[5]:
             out[5] = (dy.t() @ low).mul_(ctx.scale).to(b.dtype)
     return tuple(out)
@@ -219,9 +215,9 @@ def _activation_linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | No
     x, weight = ctx.saved_tensors
     to_x = to_weight = to_bias = None
     with without_autocast(x.device.type):
-        dy = _matrix(gradient)
+        dy = as_matrix(gradient)
         if ctx.needs_input_grad[1]:
-            value = _matrix(_ops.activation(x, ctx.function).to(ctx.dtype))
+            value = as_matrix(_ops.activation(x, ctx.function).to(ctx.dtype))
             to_weight = (dy.t() @ value).to(weight.dtype)
             del value
         if ctx.needs_input_grad[0]:

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .autograd import check_float, differentiable, once_differentiable, product_dtype, without_autocast
-from .dropouts import check_probability, new_seed
+from .dropouts import check_probability, dropped, new_seed
 from .library import operators as _ops
+from .linear import as_matrix
 
 
 def lora_linear(
@@ -73,15 +74,6 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: 
     expect("b", b, b.shape == (out, a.shape[0]), f"[{out}, {a.shape[0]}], as weight and a say")
 
 
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x as a matrix [tokens, in] of the dtype."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).to(dtype)
-
-
-def _dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    return x if seed is None else _ops.dropout(x.contiguous(), seed, p)
-
-
 def _linear_and_adapter(
     x: Tensor,
     weight: Tensor,
@@ -94,9 +86,9 @@ def _linear_and_adapter(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The output [..., out] and t [tokens, r]; a seed of None means no dropout."""
-    rows = _rows(x, dtype)
+    rows = as_matrix(x).to(dtype)
     y = functional.linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
-    t = _dropped(rows, seed, p) @ a.to(dtype).t()
+    t = dropped(rows, seed, p) @ a.to(dtype).t()
     y.addmm_(t, b.to(dtype).t(), alpha=scale)
     return y.view(*x.shape[:-1], weight.shape[0]), t
 
@@ -133,22 +125,22 @@ def _lora_linear_backward(
 ) -> list[Tensor]:
     """Gradients of x, weight, bias, a and b in the gradient's dtype; an empty tensor where `needs` says no."""
     dtype, inner = gradient.dtype, gradient.shape[:-1]
-    gradient = _rows(gradient, dtype)
+    gradient = as_matrix(gradient)
     grads = [gradient.new_empty(0) for _ in needs]
     with without_autocast(gradient.device.type):
         if needs[1] or needs[3]:
-            rows = _rows(x, dtype)
+            rows = as_matrix(x).to(dtype)
         if needs[0] or needs[3]:
             of_t = torch.addmm(gradient.new_zeros(1), gradient, b.to(dtype), beta=0, alpha=scale)  # [tokens, r]
         if needs[0]:
-            of_rows = _dropped(of_t @ a.to(dtype), seed, p).addmm_(gradient, weight.to(dtype))
+            of_rows = dropped(of_t @ a.to(dtype), seed, p).addmm_(gradient, weight.to(dtype))
             grads[0] = of_rows.view(*inner, weight.shape[1])
         if needs[1]:
             grads[1] = gradient.t() @ rows
         if needs[2]:
             grads[2] = gradient.sum(0)
         if needs[3]:
-            grads[3] = of_t.t() @ _dropped(rows, seed, p)
+            grads[3] = of_t.t() @ dropped(rows, seed, p)
         if needs[4]:
             grads[4] = torch.addmm(gradient.new_zeros(1), gradient.t(), t, beta=0, alpha=scale)
     return grads

@@ -8,6 +8,7 @@ DISTRIBUTIONS = {"normal": 0, "rademacher": 1}
 RULES = {"sgd": 0, "sign": 1, "momentum": 2, "adam": 3}
 STATES = {"sgd": 0, "sign": 0, "momentum": 1, "adam": 2}  # numbers that a rule keeps per weight
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KEEP_ALL = 65536  # masks and dropout keep an element whose 16 random bits are below a number up to this
 
 
 def _nothing(*args: object) -> None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyzo import ops
 from pyzo.memory import account
-from pyzo.nn.lora import GatedLoRALinear, LoRALinear
+from pyzo.nn.lora import LoRALinear
 
 TOKENS, IN, OUT, RANK, SCALE = 48, 40, 56, 4, 2.0
 NAMES = ("x", "weight", "bias", "a", "b")
@@ -311,62 +311,6 @@ def test_bad_arguments(change, error, message):
     arguments = {**dict(zip(NAMES, tensors(), strict=True)), "scale": 1.0, "p": 0.5, "seed": torch.tensor([1])}
     with pytest.raises(error, match=message):
         ops.lora_linear(**{**arguments, **change})
-
-
-def gated(dropout: float = 0.5) -> GatedLoRALinear:
-    torch.manual_seed(0)
-    layer = GatedLoRALinear(nn.Linear(IN, OUT), RANK, 8, dropout, "gelu")
-    nn.init.normal_(layer.lora_B.weight)
-    return layer
-
-
-def eager_gated(layer: GatedLoRALinear, gate: Tensor, up: Tensor, p: float) -> Tensor:
-    """The formula in plain torch, with a mask drawn as the layer draws it."""
-    product = functional.gelu(gate) * up
-    return layer.base(product) + layer.scaling * layer.lora_B(layer.lora_A(ops.dropout(product, p)))
-
-
-@pytest.mark.parametrize("wanted", range(1, 64))
-def test_a_gated_layer_with_any_of_its_tensors_frozen(wanted):
-    """Gradients of those that are not are the eager formula's; gate and up are results of the graph."""
-    layer = gated()
-    tensors = [hidden().detach(), hidden().detach() / 2 + 1, *layer.parameters()]
-    for i, tensor in enumerate(tensors):
-        tensor.requires_grad_(bool(wanted >> i & 1))
-    chosen = [t for t in tensors if t.requires_grad]
-
-    def gradients(run) -> tuple[Tensor, ...]:
-        torch.manual_seed(9)
-        return torch.autograd.grad(run(*(t * 1 for t in tensors[:2])).square().sum(), chosen)
-
-    want = gradients(lambda gate, up: eager_gated(layer, gate, up, 0.5))
-    for got, w in zip(gradients(layer), want, strict=True):
-        torch.testing.assert_close(got, w, rtol=1e-4, atol=1e-4 * w.abs().max().item())
-
-
-def test_a_gated_layer_in_evaluation_draws_nothing():
-    layer, gate, up = gated().eval(), hidden(), hidden() + 1
-    state = torch.get_rng_state()
-    torch.testing.assert_close(layer(gate, up), eager_gated(layer, gate, up, 0.0))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-def test_a_gated_layer_checkpointed_and_compiled(autocast):
-    layer, gate = gated(), hidden()
-
-    def run(called) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return trained(lambda x: called(x, x + 1), layer, gate)
-
-    plain = run(layer)
-    for other in (
-        lambda *x: checkpoint(layer, *x, use_reentrant=False),
-        torch.compile(layer, fullgraph=True, backend="aot_eager"),
-    ):
-        for got, want in zip(run(other), plain, strict=True):
-            assert_same_bits(got, want)
-    torch.compiler.reset()
 
 
 class Doubled(nn.Linear):

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from pyzo import ops
 from pyzo.memory import account
 from pyzo.nn.gate import SwiGLU
-from pyzo.nn.lora import GatedLoRALinear
 from pyzo.nn.recompute import ActivationLinear, GatedLinear
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -394,33 +393,3 @@ def test_dropout_before_the_adapter():
     gate, up = leaves.pop("gate") * 1, leaves.pop("up") * 1
     rows = gate.numel() // INNER
     assert account(lambda: fused(gate=gate, up=up, **leaves)).nbytes == 4 * rows * (2 * INNER + RANK) + 8
-
-
-def test_module_with_an_adapter(one_thread):
-    """float32 adapters on a bfloat16 base, masks from torch's generator, none in eval mode, little saved."""
-    gate, up = (normal(*TOKENS, INNER, dtype=torch.bfloat16, seed=i).requires_grad_() for i in range(2))
-    torch.manual_seed(0)
-    base = nn.Linear(INNER, OUT, dtype=torch.bfloat16)
-    module = GatedLoRALinear(base, RANK, alpha=8, dropout=0.5)
-    torch.testing.assert_close(module.eval()(gate, up), base(ops.gate(gate, up, "silu")))  # B is 0
-    nn.init.normal_(module.lora_B.weight)
-
-    def run() -> tuple[Tensor, ...]:
-        torch.manual_seed(1)
-        y = module.train()(gate, up)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        return y.detach(), *torch.autograd.grad(y.float().sum(), (gate, up, *trained))
-
-    torch.manual_seed(1)
-    seed = torch.randint(2**63 - 1, (1,))
-    adapter = {"a": module.lora_A.weight, "b": module.lora_B.weight, "scale": 2.0, "p": 0.5, "seed": seed}
-    want = ops.gate_linear(gate, up, base.weight, base.bias, **adapter)
-    for got, again in zip(run(), run(), strict=True):
-        assert_same_bits(got, again)
-    assert_same_bits(run()[0], want.detach())
-    assert run()[4].dtype == torch.float32 and not torch.equal(module(gate, up), module(gate, up))
-    kept = account(lambda: module(gate * 1, up * 1), module).nbytes
-    tokens = gate.numel() // INNER
-    assert kept == 2 * gate.nbytes + 2 * tokens * RANK + 8
-    with pytest.raises(ValueError, match="function: expected one of"):
-        GatedLoRALinear(base, RANK, function="swish")
