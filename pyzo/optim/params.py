@@ -17,11 +17,13 @@ class Given:
 
     Attributes:
         groups: parameters, (name, parameter) pairs or groups.
+        module: `params` itself, where it was one.
         module_bytes: bytes of all parameters of the module; None where `params` was none.
         undecayed: ids of the parameters that weight decay leaves out.
     """
 
     groups: list[Any]
+    module: torch.nn.Module | None = None
     module_bytes: int | None = None
     undecayed: frozenset[int] = frozenset()
 
@@ -32,7 +34,7 @@ def read_params(params: Params) -> Given:
         named = list(params.named_parameters())
         if not named:
             raise ValueError(f"params: expected a module with parameters, got {type(params).__name__} without any")
-        return Given(named, sum(p.numel() * p.element_size() for _, p in named), undecayed(params))
+        return Given(named, params, sum(p.numel() * p.element_size() for _, p in named), undecayed(params))
     if isinstance(params, torch.Tensor):
         raise TypeError(
             "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"

@@ -179,7 +179,7 @@ def test_steps_after_a_skip_count_on_from_before_it(method):
             with pytest.warns(UserWarning, match="skipped"):
                 opt.step(Calls(closure_of(model), 1, lambda loss: loss * math.nan))
             state = other.state_dict()
-            state["pyzo"]["run"]["draw"] += 1
+            state["pyzo"]["runs"][""]["draw"] += 1
             other.load_state_dict(state)
         opt.step(closure_of(model))
         other.step(closure_of(twin))
