@@ -1,5 +1,6 @@
 """The control tensor of a device: what a pass needs that changes from step to step, laid out as csrc/core/control.h."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from pyzo import ops
 from pyzo.ops.steps import KEEP_ALL
 
 LINES = 3
-OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE = range(7)
+OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE, FIRST = range(8)
 LR, EPS, WEIGHT_DECAY, BETA1, BETA2, DAMPENING, RULE_EPS, OPTION = range(8)  # float64
-BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED = range(8, 15)
+BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED, THRESHOLD = range(8, 16)
 COEFFICIENTS = 16
 
 
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     born: int = 0  # how many updates were applied before the row's tensors joined
     keep: int = KEEP_ALL  # of 65536: how much a mask keeps
     refresh: int = 1  # steps that a mask lasts
+    threshold: float = math.inf  # largest magnitude that a mask keeps
 
 
 class Control:
@@ -53,6 +55,8 @@ class Control:
         words[:, BORN] = torch.tensor([row.born for row in rows])
         words[:, KEEP:] = torch.tensor([(row.keep, row.refresh) for row in rows])
         self.tensor[LINES:, :MASK_SEED].copy_(words, non_blocking=True)
+        thresholds = torch.tensor([row.threshold for row in rows], dtype=torch.float64)
+        self._doubles[LINES:, THRESHOLD].copy_(thresholds, non_blocking=True)
         self._rows = list(rows)
 
     def remember(self) -> torch.Tensor:
