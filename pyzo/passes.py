@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pyzo import ops
-from pyzo.control import Control
+from pyzo.control import KEEP_ALL, Control
 from pyzo.masks import TensorMask
 
 BlockControls = dict[torch.device, Control]
@@ -126,11 +126,11 @@ class Sweep:
     def heed_masks(self) -> None:
         """Looks at the rows of the control tensors and at bits, whether the passes of a part need to heed masks."""
         for part in self.parts:
-            drawn = any(part.control.row_values(row).keep < ops.KEEP_ALL for row in part.rows)
-            part.masked = drawn or bool(part.bits)
+            rows = [part.control.row_values(row) for row in part.rows]
+            part.masked = bool(part.bits) or any(row.keep < KEEP_ALL or row.threshold < torch.inf for row in rows)
 
     def measure(self, index: int) -> None:
-        """Notes which weights of part `index` are small as they are now, for passes that do not read them from a copy."""
+        """Notes in bits which weights of a part are small now, for passes that do not read them from a copy."""
         part = self.parts[index]
         if part.measured:
             own = [part.tensors[i].detach() for i in part.measured]

@@ -62,7 +62,8 @@ struct PassLanes {
 };
 
 // Which elements of a tensor a pass may move: those whose 16 mask bits are below `keep`, whose magnitude, as it was
-// read, is at most `most`, and whose bit of `packed` is set.
+// read, is at most `most`, and whose bit of `packed` is set. In place no magnitude counts: a perturbation may have
+// carried it over the threshold, and the caller has noted in bits what it was before.
 struct Mask {
   uint32_t keep;
   int32_t most;
@@ -73,7 +74,7 @@ struct Mask {
 PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t) {
   if (!a.masked) return {kKeepAll, kAnyMagnitude, nullptr};
   const float threshold = a.control.threshold(t.row);
-  const bool any = threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
+  const bool any = t.src == t.dst || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
   return {a.control.keep(t.row), any ? kAnyMagnitude : largest_kept(threshold), t.bits};
 }
 

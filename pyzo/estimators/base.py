@@ -1,4 +1,4 @@
-"""What an estimator is to a step: which blocks of tensors are probed, at which points, and what becomes of the losses."""
+"""What an estimator is to a step: which blocks of tensors it probes, where, and what becomes of the losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

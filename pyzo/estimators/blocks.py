@@ -43,8 +43,8 @@ class _ByBlocks(Estimator):
         model = self.model if self.model is not None else module
         if model is None:
             raise ValueError(
-                f"estimator: expected {type(self).__name__}(..., model=) where the optimizer is given parameters, or an "
-                "optimizer that is given the module"
+                f"estimator: expected {type(self).__name__}(..., model=) where the optimizer is given parameters, or "
+                "an optimizer that is given the module"
             )
         return model
 
@@ -74,7 +74,7 @@ class _ByBlocks(Estimator):
 
 
 class BlockWise(_ByBlocks):
-    """One direction for each block of the model, with a seed of its own, and an estimate of each block's gradient alone.
+    """One direction for each block of the model, with a seed of its own, and an estimate of its gradient alone.
 
     Needs as many forwards for each block as its estimator for all: 2 q times the number of blocks. The variance of an
     estimate grows with the size of the largest block instead of the model's. In the order "gauss-seidel" a block is

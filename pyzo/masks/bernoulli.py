@@ -48,7 +48,7 @@ class Random(Mask):
         return round((1 - self.sparsity) * KEEP_ALL)
 
     def fit(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorMask]:
-        """Shares of the tensors as global magnitude pruning has them (arXiv 2402.11592): exact, nothing concatenated."""
+        """Shares of the tensors as global magnitude pruning has them: exact, and nothing is concatenated."""
         total = sum(t.numel() for t in tensors.values())
         pruned = round(self.sparsity * total)
         threshold = kth_smallest(list(tensors.values()), pruned) if pruned else -1.0

@@ -13,7 +13,7 @@ from pyzo.masks.order import kth_smallest
 
 @dataclass(frozen=True)
 class SmallMagnitude(Mask):
-    """m = [|w| <= threshold of the tensor], of the weights at the beginning of each step (Sparse-MeZO, arXiv 2402.15751).
+    """m = [|w| <= threshold of the tensor], of the weights as each step begins (Sparse-MeZO, arXiv 2402.15751).
 
     The thresholds are measured when the optimizer first sees a tensor, and stay. A store that keeps unperturbed weights
     compares them in every pass; in place, where perturbed weights would cross the threshold, each step notes its mask

@@ -95,7 +95,8 @@ def pass_(
         perturb: direction that is added last, times perturb_sign * eps, or -1.
         stochastic: round the update of 16-bit weights and states stochastically.
         masked: leave elements alone that are outside the mask: whose 16 mask bits are not below the row's `keep`, whose
-            bit in `bits` is 0, or whose magnitude, as it was read, is above the row's threshold.
+            bit in `bits` is 0, or whose magnitude in `src` is above the row's threshold. In place no magnitude counts:
+            `mask_bits_` notes what it was before the weights moved.
     """
     _ops.pass_(
         src,

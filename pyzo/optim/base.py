@@ -10,7 +10,7 @@ import torch
 
 from pyzo import ops
 from pyzo.control import KEEP_ALL, Control, Row
-from pyzo.estimators import FORWARD, Block, Estimator, TwoSided
+from pyzo.estimators import FORWARD, Estimator, TwoSided
 from pyzo.interrupts import DeferredInterrupts
 from pyzo.masks import Mask, TensorMask
 from pyzo.optim import saving
@@ -433,7 +433,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How many steps (with blocks: steps of a block) changed nothing because a loss or a coefficient was not finite.
+        """How many steps (of blocks) changed nothing because a loss or a coefficient was not finite.
 
         Waits for the device.
         """
@@ -466,7 +466,7 @@ class ZOOptimizer(torch.optim.Optimizer):
     # Saving --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups and state as in torch, and under "pyzo" the run: noise version, method, seeds, counters, keys, masks."""
+        """Groups and state as in torch, and under "pyzo" the run: noise version, method, counters, keys, masks."""
         return saving.save(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

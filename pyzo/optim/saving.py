@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def save(opt: "ZOOptimizer") -> dict[str, Any]:
-    """Groups and state as in torch, and under "pyzo" the run: noise version, method, seeds and counters, keys, masks."""
+    """Groups and state as in torch, and under "pyzo" the run: noise version, method, counters, keys, masks."""
     whole = torch.optim.Optimizer.state_dict
     saved = getattr(whole, "__wrapped__", whole)(opt)  # without the wrapper against compilation: see add_param_group
     ages = opt._ages_now()

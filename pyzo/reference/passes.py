@@ -40,9 +40,9 @@ def pass_(
         undo     w <- round(w + undo_sign eps z_undo)            where undo >= 0
         update   w, state <- rule(w, g, state), g = sum_j c_j z_j  where directions > 0 and ok
         perturb  w <- round(w + perturb_sign eps z_perturb)      where perturb >= 0
-    Where masked, an element outside the mask (`trained_elements`) keeps weight and state. A weight or state whose
-    result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive). What keeps its weight has that
-    of its source.
+    Where masked, an element outside the mask (`trained_elements`) keeps weight and state; in place no magnitude
+    counts. A weight or state whose result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
+    What keeps its weight has that of its source.
 
     All rounds to nearest, but with `stochastic` the update: weights of 16 bits with the rounding bits r of the step,
     bfloat16 state s with (r STATE_FACTORS[s]) mod 2^16. The update uses the new states before they are rounded.
@@ -79,7 +79,7 @@ def pass_(
         w = from_.to(torch.float32)
         trained = torch.ones_like(local, dtype=torch.bool)
         if masked:
-            trained = trained_elements(row, key, index, w)
+            trained = trained_elements(row if src else replace(row, threshold=torch.inf), key, index, w)
             if bits and bits[i].numel() > 0:
                 trained &= (bits[i].long()[local >> 3] >> (local & 7) & 1) != 0
         v = w
