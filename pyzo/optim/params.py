@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pyzo.field import tensor_key
+from pyzo.layers import is_norm
 
 Params = torch.nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
 
@@ -45,15 +46,13 @@ def read_params(params: Params) -> Given:
 def undecayed(module: torch.nn.Module) -> frozenset[int]:
     """Ids of the norm weights and biases of a module, which weight decay leaves out.
 
-    A norm is told by its type: a class, or one it derives from, whose name contains "Norm" (torch's and those of model
-    libraries), all parameters of which are vectors. A bias is a vector that its own module calls a bias.
+    `pyzo.layers.is_norm` tells norms. A bias is a vector that its own module calls a bias.
     """
     ids = set()
     for owner in module.modules():
-        own = dict(owner.named_parameters(recurse=False))
-        vectors = all(p.ndim <= 1 for p in own.values())
-        is_norm = vectors and any("Norm" in kind.__name__ for kind in type(owner).__mro__)
-        ids.update(id(p) for name, p in own.items() if is_norm or (p.ndim <= 1 and "bias" in name))
+        norm = is_norm(owner)
+        own = owner.named_parameters(recurse=False)
+        ids.update(id(p) for name, p in own if norm or (p.ndim <= 1 and "bias" in name))
     return frozenset(ids)
 
 
