@@ -10,6 +10,7 @@ import torch
 from pyzo import layers
 from pyzo.estimators.base import Block, Estimator, Partition, Points, Stage
 from pyzo.estimators.whole import ForwardGrad, TwoSided
+from pyzo.layers.names import Names
 
 Named = Sequence[tuple[str, torch.Tensor]]
 
@@ -116,9 +117,9 @@ class BlockWise(_ByBlocks):
 
     def partition(self, module: torch.nn.Module | None, named: Named) -> Partition:
         model = self._model(module)
-        ids = _ids(model)
+        parameters = dict(model.named_parameters())
         groups = [
-            (block.name, frozenset(ids[name] for name in block.parameters))
+            (block.name, frozenset(id(parameters[name]) for name in block.parameters))
             for block in layers.blocks(model, self.blocks)
         ]
         return self._partition(model, named, _restricted(groups, named))
@@ -159,7 +160,8 @@ class RandomLayers(_ByBlocks):
 
     def partition(self, module: torch.nn.Module | None, named: Named) -> Partition:
         model = self._model(module)
-        of_layers = [(layer.name, _inside(model, layer)) for layer in layers.stack(model).layers]
+        names = Names(model)
+        of_layers = [(layer.name, _inside(names, layer)) for layer in layers.stack(model).layers]
         beside = frozenset(id(t) for _, t in named).difference(*(own for _, own in of_layers))
         return self._partition(model, named, _restricted([*of_layers, (BESIDE, beside)], named))
 
@@ -173,10 +175,6 @@ class RandomLayers(_ByBlocks):
 BESIDE = "(beside the layers)"
 
 
-def _ids(model: torch.nn.Module) -> dict[str, int]:
-    return {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-
-
 def _restricted(groups: Sequence[tuple[str, frozenset[int]]], named: Named) -> list[tuple[str, frozenset[int]]]:
     """The blocks with only what is trained, those without any left out; ValueError for what is in none of them."""
     trained = {id(t): name for name, t in named}
@@ -188,12 +186,9 @@ def _restricted(groups: Sequence[tuple[str, frozenset[int]]], named: Named) -> l
     return [(name, own) for name, own in blocks if own]
 
 
-def _inside(model: torch.nn.Module, part: layers.Part) -> frozenset[int]:
+def _inside(names: Names, part: layers.Part) -> frozenset[int]:
     """Ids of the parameters of a part of the model."""
-    ids = _ids(model)
-    return frozenset(
-        ids[name] for name in ids for member in part.members if name == member or name.startswith(f"{member}.")
-    )
+    return frozenset(id(names.parameters[name]) for member in part.members for name in names.inside(member))
 
 
 def _reaches(model: torch.nn.Module) -> tuple[dict[int, int], tuple[torch.nn.Module, ...]]:
@@ -202,8 +197,8 @@ def _reaches(model: torch.nn.Module) -> tuple[dict[int, int], tuple[torch.nn.Mod
         stack = layers.stack(model)
     except ValueError:
         return {}, ()
-    reaches: dict[int, int] = {}
+    names, reaches = Names(model), {}
     for reach, part in [*enumerate(stack.layers), *((len(stack.layers), part) for part in stack.back)]:
-        reaches.update((i, min(reach, reaches.get(i, reach))) for i in _inside(model, part))
-    reaches.update((i, 0) for part in stack.front for i in _inside(model, part))  # tied ones too
+        reaches.update((i, min(reach, reaches.get(i, reach))) for i in _inside(names, part))
+    reaches.update((i, 0) for part in stack.front for i in _inside(names, part))  # tied ones too
     return reaches, tuple(model.get_submodule(layer.name) for layer in stack.layers)

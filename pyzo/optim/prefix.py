@@ -41,7 +41,7 @@ class Prefix:
         self._devices = devices
         self.reach = 0
         self.active = obstacle is None and len(self._layers) > 0
-        self.reason = obstacle or ("checked in the first step" if layers else "no stack of layers is known")
+        self.reason = obstacle or ("to be checked in the first step" if layers else "no stack of layers is known")
         self.ran = self.skipped = 0
         self._checks = self.active
         self._skip = self._capture = 0
@@ -70,7 +70,9 @@ class Prefix:
             layer.forward = self._wrapped(number, layer.forward)
         try:
             yield
-            self._checks = False
+            if self._checks and self.active:
+                self._checks = False
+                self.reason = "the first step found every loss the same bit for bit"
         finally:
             for layer, forward in zip(self._layers, own, strict=True):
                 del layer.forward
