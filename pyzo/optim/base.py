@@ -231,13 +231,14 @@ class ZOOptimizer(torch.optim.Optimizer):
     # The step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> torch.Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any], *, here: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """One zeroth-order step.
 
         Args:
             closure: evaluates the loss at the current weights and returns it, a scalar tensor or number. It is called
                 several times under `torch.no_grad()`, each time with torch's generators in the same state, and must
                 not call backward.
+            here: l(w), where you have evaluated it already; it is not evaluated again.
 
         Returns:
             l(w) where the method evaluates it, else the mean of the probe losses: a scalar tensor. Nothing waits for
@@ -256,6 +257,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 sweep,
                 self.store,
                 interrupts,
+                here=here,
                 rewinds=self._mode != "recording",
             )
             self.store.open(sweep)  # allocates, so it may fail; nothing has begun yet

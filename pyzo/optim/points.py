@@ -22,6 +22,7 @@ class Points:
         closure: the user's.
         sweep, store: the trained tensors and how they are moved.
         interrupts: those of the step, allowed while the closure runs.
+        here: l(w), where it is known already.
         rewinds: whether to set torch's generators back between points.
     """
 
@@ -32,19 +33,23 @@ class Points:
         store: Store,
         interrupts: DeferredInterrupts,
         *,
+        here: torch.Tensor | None = None,
         rewinds: bool = True,
     ):
         self._closure = closure
         self._sweep = sweep
         self._store = store
         self._interrupts = interrupts
+        self._here = here
         self._tangents: list[list[torch.Tensor]] | None = None
         self._calls = 0
         self.rewind = Rewound({part.control.device for part in sweep.parts}) if rewinds else lambda: None
 
     def here(self) -> torch.Tensor:
-        self._store.home()
-        return self._loss()
+        if self._here is None:
+            self._store.home()
+            self._here = self._loss()
+        return self._here
 
     def at(self, direction: int, sign: float) -> torch.Tensor:
         self._store.move(direction, sign)
