@@ -1,79 +1,13 @@
 """The structure of models: lists of layers in all architectures, cuts before a layer, blocks of trained parameters."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from tiny import HIDDEN, Block, Tower, bart, bert, lists, llama, lora, opt, swin, t5, tiny, vit
 from torch import nn
 
 from pyzo import layers
-
-HIDDEN = 16
-SIZES = {"vocab_size": 32, "hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 2}
-VIT = {k: v for k, v in SIZES.items() if k != "vocab_size"} | {
-    "intermediate_size": 32,
-    "image_size": 8,
-    "patch_size": 4,
-}
-OPT = {**SIZES, "ffn_dim": 32, "max_position_embeddings": 16, "word_embed_proj_dim": HIDDEN}
-SEQ2SEQ = {"vocab_size": 32, "d_model": HIDDEN, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2}
-SEQ2SEQ |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 16}
-
-
-def tiny(architecture: str, config: str, **sizes: Any) -> nn.Module:
-    """A model of Hugging Face with random weights, by the names of its class and of its configuration's."""
-    transformers = pytest.importorskip("transformers")
-    return getattr(transformers, architecture)(getattr(transformers, config)(**sizes))
-
-
-def opt(architecture: str = "OPTForCausalLM", **changed: Any) -> nn.Module:
-    return tiny(architecture, "OPTConfig", **{**OPT, **changed})
-
-
-def llama(architecture: str = "LlamaForCausalLM", config: str = "LlamaConfig", **changed: Any) -> nn.Module:
-    return tiny(architecture, config, **{**SIZES, "intermediate_size": 32, "num_key_value_heads": 2, **changed})
-
-
-def bert(architecture: str, config: str = "BertConfig", **changed: Any) -> nn.Module:
-    return tiny(architecture, config, **{**SIZES, "intermediate_size": 32, **changed})
-
-
-def swin() -> nn.Module:
-    sizes = {"embed_dim": 8, "depths": [2, 2, 4], "num_heads": [1, 2, 2], "window_size": 2}
-    return tiny("SwinForImageClassification", "SwinConfig", image_size=16, patch_size=2, **sizes)
-
-
-def t5() -> nn.Module:
-    return tiny("T5ForConditionalGeneration", "T5Config", vocab_size=32, d_model=HIDDEN, d_kv=8, d_ff=32, num_layers=2)
-
-
-def lora(model: nn.Module, *targets: str, **arguments: Any) -> nn.Module:
-    peft = pytest.importorskip("peft")
-    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=list(targets), **arguments))
-
-
-class Block(nn.Module):
-    """A layer as people write it: a mixer, then an MLP in a Sequential, of which a list would have two linears."""
-
-    def __init__(self, size: int = 8, experts: int = 0):
-        super().__init__()
-        self.mix = nn.Linear(size, size)
-        self.norm = nn.LayerNorm(size)
-        self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
-        if experts:
-            self.mlp = nn.ModuleList(nn.Sequential(nn.Linear(size, 32), nn.Linear(32, size)) for _ in range(experts))
-
-
-class Tower(nn.Module):
-    """An embedding, blocks in a container of any kind, and whatever else."""
-
-    def __init__(self, blocks: nn.Module, **more: nn.Module):
-        super().__init__()
-        self.embed = nn.Embedding(10, 8)
-        self.blocks = blocks
-        for name, module in more.items():
-            self.add_module(name, module)
 
 
 def names(parts: tuple[layers.Part, ...]) -> list[str]:
@@ -142,7 +76,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, int, list[str], lis
         ["bert.pooler", "cls"],
     ),
     "ViT": (
-        lambda: tiny("ViTForImageClassification", "ViTConfig", **VIT),
+        vit,
         "vit.layers",
         3,
         ["vit.embeddings"],
@@ -204,10 +138,6 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], str, int, list[str], lis
         ["head"],
     ),
 }
-
-
-def lists(count: int, **arguments: Any) -> nn.ModuleList:
-    return nn.ModuleList(Block(**arguments) for _ in range(count))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -439,7 +369,7 @@ def test_a_module_used_many_times_is_one():
 
 def test_front_declared():
     """BART's decoder applies `layernorm_embedding` before its layers, but defines it behind them."""
-    model = tiny("BartForConditionalGeneration", "BartConfig", **SEQ2SEQ)
+    model = bart()
     name = "model.decoder.layernorm_embedding"
     found = layers.stack(model, layers="decoder.layers")
     assert name in names(found.back)

@@ -6,6 +6,7 @@ by the names that `model.named_parameters()` gives them, tied ones by the first 
 
 from pyzo.layers.blocks import Block, blocks
 from pyzo.layers.cut import Split, Stack, split, stack
+from pyzo.layers.lists import inside
 from pyzo.layers.parts import Part, is_norm
 
-__all__ = ["Block", "Part", "Split", "Stack", "blocks", "is_norm", "split", "stack"]
+__all__ = ["Block", "Part", "Split", "Stack", "blocks", "inside", "is_norm", "split", "stack"]

@@ -9,7 +9,18 @@ import torch
 from pyzo.field import tensor_key
 from pyzo.layers import is_norm
 
-Params = torch.nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
+
+@dataclass(frozen=True)
+class PartOf:
+    """Some parameters of a module, for an optimizer that is to know the module but to train no others of it."""
+
+    module: torch.nn.Module
+    names: tuple[str, ...]
+
+
+Params = (
+    torch.nn.Module | PartOf | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class Given:
 
     Attributes:
         groups: parameters, (name, parameter) pairs or groups.
-        module: `params` itself, where it was one.
+        module: `params` itself or what it is a part of, where it was one of these.
         module_bytes: bytes of all parameters of the module; None where `params` was none.
         undecayed: ids of the parameters that weight decay leaves out.
     """
@@ -32,10 +43,13 @@ class Given:
 def read_params(params: Params) -> Given:
     """Reads the argument `params` of an optimizer; TypeError or ValueError where there is nothing to train."""
     if isinstance(params, torch.nn.Module):
-        named = list(params.named_parameters())
-        if not named:
-            raise ValueError(f"params: expected a module with parameters, got {type(params).__name__} without any")
-        return Given(named, params, sum(p.numel() * p.element_size() for _, p in named), undecayed(params))
+        params = PartOf(params, tuple(name for name, _ in params.named_parameters()))
+    if isinstance(params, PartOf):
+        module, named = params.module, dict(params.module.named_parameters())
+        if not params.names:
+            raise ValueError(f"params: expected a module with parameters, got {type(module).__name__} without any")
+        nbytes = sum(p.numel() * p.element_size() for p in named.values())
+        return Given([(name, named[name]) for name in params.names], module, nbytes, undecayed(module))
     if isinstance(params, torch.Tensor):
         raise TypeError(
             "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"
