@@ -279,7 +279,7 @@ def test_states_of_other_runs_are_refused():
         both.load_state_dict(sgd.state_dict())
     state_of_two_groups = both.state_dict()
     state_of_two_groups["fo"]["param_groups"] *= 2
-    state_of_two_groups["zo"]["pyzo"]["run"]["draw"] += 1
+    state_of_two_groups["zo"]["pyzo"]["runs"][""]["draw"] += 1
     with pytest.raises(ValueError, match="parameter groups"):
         both.load_state_dict(state_of_two_groups)
     assert numbers(both.state_dict()) == state
