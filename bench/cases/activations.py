@@ -1,21 +1,17 @@
 """What Hugging Face models keep for backward, eager and with pyzo: saved units per layer, peaks of fresh processes."""
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bench.cases.memory import peak_bytes
 from bench.harness import Recorder, against
 from bench.machine import ROOT
+from bench.processes import fresh, peak_bytes, resident_bytes
 
 sys.path.append(str(ROOT / "tests" / "nn"))  # the models that the tests measure
 
@@ -79,7 +75,7 @@ def run(recorder: Recorder) -> None:
         recorder.add("saved per layer", setup.provider, config, value=units, unit="units", **target)
         if recorder.dry_run and number:
             continue
-        numbers = fresh(number, recorder.dry_run)
+        numbers = fresh("bench.cases.activations", str(number), *(["--dry-run"] if recorder.dry_run else []))
         above = numbers["peak_bytes"] - numbers["before_bytes"]
         eager = eager_peaks.setdefault((setup.model, setup.training), above)
         recorder.add(
@@ -91,17 +87,6 @@ def run(recorder: Recorder) -> None:
             above_bytes=above,
             **numbers,
         )
-
-
-def fresh(number: int, dry_run: bool) -> dict[str, int]:
-    """Numbers of one setup, measured in a process of its own that sees the same packages."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-m", "bench.cases.activations", str(number), *(["--dry-run"] if dry_run else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True
-        )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def child(number: int, dry_run: bool) -> dict[str, int]:
@@ -120,14 +105,6 @@ def child(number: int, dry_run: bool) -> dict[str, int]:
 def step(setup: Setup, model: nn.Module, rows: int) -> None:
     """Forward and backward; the gradients stay, as an optimizer would find them."""
     setup.run(model, rows).float().square().mean().backward()
-
-
-def resident_bytes() -> int:
-    """Resident set of this process now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status: expected a line VmRSS, got none")
 
 
 if __name__ == "__main__":

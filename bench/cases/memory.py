@@ -1,16 +1,14 @@
 """Memory of a ZO-SGD step above inference: peak of fresh processes, and bytes allocated outside the closure."""
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from bench.processes import fresh, peak_bytes
 
 if TYPE_CHECKING:
     from bench.harness import Recorder
@@ -34,7 +32,8 @@ def run(recorder: "Recorder") -> None:
         "store": "inplace",
     }
     config["parameter_bytes"] = config["layers"] * config["width"] ** 2 * 4
-    found = {mode: fresh(mode, recorder.dry_run) for mode in MODES}
+    arguments = ["--dry-run"] if recorder.dry_run else []
+    found = {mode: fresh("bench.cases.memory", mode, *arguments) for mode in MODES}
     for mode, numbers in found.items():
         ratio = numbers["peak_bytes"] / found["inference"]["peak_bytes"]
         target = against(LIMIT_RATIO, ratio, at_least=False) if mode == "pyzo" else {}
@@ -54,17 +53,6 @@ def run(recorder: "Recorder") -> None:
         recorder.add(
             "allocated outside closure", mode, config, value=counts["total_bytes"], unit="bytes", **counts, **target
         )
-
-
-def fresh(mode: str, dry_run: bool) -> dict[str, object]:
-    """Numbers of one mode, measured in a process of its own that sees the same packages."""
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    command = [sys.executable, "-m", "bench.cases.memory", mode, *(["--dry-run"] if dry_run else [])]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True
-        )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def child(mode: str, dry_run: bool) -> dict[str, object]:
@@ -102,14 +90,6 @@ def _stepper(mode: str, model: nn.Module) -> Callable[[Callable[[], torch.Tensor
     from pyzo.baselines import EagerMeZO
 
     return EagerMeZO(model.parameters(), 1e-7, eps=1e-3).step
-
-
-def peak_bytes() -> int:
-    """Largest resident set of this process since it started (VmHWM; getrusage's would include the parent's)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status: expected a line VmHWM, got none")
 
 
 if __name__ == "__main__":
