@@ -277,13 +277,6 @@ def test_states_of_other_runs_are_refused():
     with pytest.raises(ValueError, match=r"^state_dict: expected one of ZOAdam"):
         sgd = pyzo.hybrid(net(), 2, {"lr": 1e-2})
         both.load_state_dict(sgd.state_dict())
-<<<<<<< HEAD
-    state_of_two_groups = both.state_dict()
-    state_of_two_groups["fo"]["param_groups"] *= 2
-    state_of_two_groups["zo"]["pyzo"]["runs"][""]["draw"] += 1
-    with pytest.raises(ValueError, match="parameter groups"):
-        both.load_state_dict(state_of_two_groups)
-=======
     twin = net()
     other = run(twin)
     other.step(loss_of(twin))
@@ -291,7 +284,6 @@ def test_states_of_other_runs_are_refused():
     late["fo"]["param_groups"] *= 2
     with pytest.raises(ValueError, match="parameter groups"):  # of torch, after the ZO state was loaded
         both.load_state_dict(late)
->>>>>>> wip/layers
     assert numbers(both.state_dict()) == state
 
 
