@@ -70,6 +70,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         seed: of the run, in [0, 2^64). The same seed and losses give the same weights, bit for bit.
         process_group: of data-parallel ranks, whose losses are averaged; None: this process alone.
 
+    Attributes:
+        store: the store that was chosen; its `reason` says why.
+        prefix: whether layers before a block run once for all its points, and why (`pyzo.optim.prefix`).
+
     `lr`, `eps`, `weight_decay`, `mask` and the method's own numbers may be set per group, and changed between steps by
     hand or by a scheduler.
     """
@@ -107,6 +111,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._state_dtype = state_dtype
         self._ranks = Ranks(process_group)
         self._runs: list[Run] = []
+        self._headers: dict[str, dict[str, int]] = {}  # of all blocks that there ever were, when last looked at
         self._masks = FittedMasks()
         self._ages: dict[torch.Tensor, int] = {}  # how many updates each tensor had, when last looked at
         self._born: dict[torch.Tensor, int] = {}  # updates of its block that a trained tensor had no part in
@@ -205,9 +210,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._ages = self._ages_now()
         headers = {run.block.name: run.first.read_header() for run in self._runs}
         draw = max((header["draw"] for header in headers.values()), default=0)
+        self._headers.update(headers)
+        fresh = {"seed": self._seed, "applied": 0, "skipped": 0}
         self._born, runs, trained = {}, [], []
         for number, block in enumerate(partition.blocks):
-            header = headers.get(block.name, {"seed": self._seed, "draw": draw, "applied": 0, "skipped": 0})
+            header = headers.get(block.name) or {**self._headers.get(block.name, fresh), "draw": draw}
             own = [(n, mask) for n, mask in zip(named, masks, strict=True) if block_of[id(n.tensor)] == number]
             keys = [self._row_key(n, mask, header["applied"]) for n, mask in own]
             rows = list(dict.fromkeys(keys))
@@ -268,7 +275,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def _resume(self, headers: dict[str, dict[str, int]], ages: dict[torch.Tensor, int]) -> None:
         """Go on where another run stood: the headers of its blocks, and the ages of tensors with state."""
-        self._sweep, self._ages, self._born = None, ages, {}  # rows and states are others
+        self._sweep, self._ages, self._born, self._headers = None, ages, {}, {}  # rows and states are others
         for run in self._runs:
             for control in run.controls.values():
                 control.write_header(headers[run.block.name])

@@ -182,6 +182,24 @@ def test_blocks_learn_and_masks_compose():
         assert losses[-1] < 0.7 * losses[0], mask
 
 
+@orders
+@pytest.mark.parametrize("mask", [None, Random(0.5), SmallMagnitude(0.5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_lr_zero_changes_no_bit(mask, order, dtype):
+    """Invariant 2, with weights that arithmetic could change: zeros of both signs."""
+    model = tower(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.view(-1)[::5] = -0.0
+    before = copies(model)
+    opt = ZOAdam(
+        model, lr=0.0, eps=1e-2, weight_decay=0.1, estimator=BlockWise("layer", order), mask=mask, store="snapshot"
+    )
+    for _ in range(2):
+        opt.step(loss_of(model))
+    assert_same(model, before)
+
+
 # Failures -------------------------------------------------------------------------------------------------------------
 
 
