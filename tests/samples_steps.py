@@ -35,6 +35,15 @@ def masks(device: str) -> list[torch.Tensor]:
     ]
 
 
+def lists(device: str) -> list[torch.Tensor]:
+    """Indices into `tensors`, into the second none."""
+    return [torch.tensor(listed, dtype=torch.int64, device=device) for listed in ([0, 7, 64], [], [*range(60, 90)])]
+
+
+def compact(device: str) -> list[torch.Tensor]:
+    return [t[i] for t, i in zip(tensors(device), lists(device), strict=True)]
+
+
 def small_control(device: str) -> torch.Tensor:
     """Rows with a threshold and without."""
     control = make_control(2, 2, seed=42)
@@ -52,7 +61,8 @@ def pass_sample(
 ) -> Arguments:
     """Arguments of a pass over all of `tensors`."""
     dst = tensors(device)
-    state = make_states(str(step.get("rule", "sgd")), [t.numel() for t in dst], state_dtype, seed=9)
+    sizes = [t.numel() for t in indices or dst]
+    state = make_states(str(step.get("rule", "sgd")), sizes, state_dtype, seed=9)
     state = [s.to(device) for s in state]
     return (src, dst, state, bits or [], indices or [], table(device), step_control(device), *arguments(step).values())
 
@@ -82,6 +92,8 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         pass_sample(device, [], **EVERYTHING, rule="adam", state_dtype=torch.bfloat16, masked=True),
         pass_sample(device, tensors(device), directions=1, distribution=1),
         pass_sample(device, [], **EVERYTHING, bits=masks(device), masked=True),
+        pass_sample(device, [], **EVERYTHING, indices=lists(device), rule="adam", state_dtype=torch.float32),
+        pass_sample(device, compact(device), **EVERYTHING, indices=lists(device), masked=True),
         ([], [], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
     ],
     "mask_bits_": lambda device: [

@@ -177,6 +177,136 @@ def test_overlapping_states(rule, states, device):
     pass_([storage[48:56], storage[56:]], state=state, rule=rule)  # neighbours do not overlap
 
 
+# Packed masks and lists -----------------------------------------------------------------------------------------------
+
+
+def mask(nbytes: int = 1, device: str = "cpu") -> torch.Tensor:
+    return torch.full((nbytes,), 0x5A, dtype=torch.uint8, device=device)
+
+
+def listing(*indices: int, device: str = "cpu") -> torch.Tensor:
+    return torch.tensor(indices, dtype=torch.int64, device=device)
+
+
+def test_the_masks_and_lists_of_these_tests_are_valid(device):
+    pass_(ones(device=device), bits=[mask(1, device), mask(0, device)], masked=True)
+    dst = ones(device=device)
+    pass_(dst, indices=[listing(0, 3, 7, device=device), listing(device=device)], perturb_sign=-1.0)
+    assert torch.equal(dst[0] != 1, torch.tensor([1, 0, 0, 1, 0, 0, 0, 1], device=device) != 0)
+    assert torch.equal(dst[1], torch.ones(8, device=device))
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda device: mask(2, device), r"Byte\[2\]"),
+        (lambda device: mask(1, device).char(), r"Char\[1\]"),
+        (lambda device: mask(1, device).bool(), r"Bool\[1\]"),
+        (lambda device: torch.ones(8, dtype=torch.bool, device=device), r"Bool\[8\]"),
+    ],
+)
+def test_masks_of_another_kind(make, got, device):
+    for masked in (False, True):
+        bits = [mask(1, device), make(device)]
+        message = rf"bits\[1\]: expected a contiguous uint8 tensor of 1 bytes or none, .* of dst\[1\].*, got {got}"
+        refused(message, bits=bits, masked=masked, device=device)
+    wide = torch.ones(2, 2, dtype=torch.uint8, device=device)[:, 0]
+    twelve = [torch.ones(12, device=device) for _ in range(2)]
+    refused(r"bits\[0\]: expected .* of 2 bytes .*not contiguous", dst=twelve, bits=[wide, wide], device=device)
+
+
+def test_numbers_of_masks_and_lists(device):
+    one = [listing(1, device=device)]
+    refused(r"bits: expected no tensors or as many as dst, which has 2, got 1", bits=[mask(1, device)], device=device)
+    refused(r"indices: expected no tensors or as many as dst, which has 2, got 1", indices=one, device=device)
+    both = {"bits": [mask(1, device)] * 2, "indices": one * 2}
+    refused(r"bits: expected no tensors beside indices, which are a mask already, got 2", **both, device=device)
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda device: listing(1, 2, device=device).int(), r"Int\[2\]"),
+        (lambda device: listing(1, 2, device=device).double(), r"Double\[2\]"),
+        (lambda device: listing(1, 2, device=device).view(1, 2), r"Long\[1, 2\]"),
+        (lambda device: torch.arange(9, device=device), r"Long\[9\]"),
+        (lambda device: torch.arange(8, device=device)[::2], r"Long\[4\].*not contiguous"),
+    ],
+)
+def test_lists_of_another_kind(make, got, device):
+    indices = [listing(0, 1, device=device), make(device)]
+    message = rf"indices\[1\]: expected a contiguous int64 vector of at most 8 indices of dst\[1\], got {got}"
+    refused(message, indices=indices, device=device)
+
+
+@pytest.mark.parametrize(
+    ("indices", "position"),
+    [
+        ((-1,), 0),
+        ((8,), 0),
+        ((2**63 - 1,), 0),
+        ((-(2**63),), 0),
+        ((0, 0), 1),
+        ((0, 5, 4), 2),
+        ((3, -1), 1),
+        ((0, 1, 2, 8), 3),
+        ((0, 1, 2, 9, 8), 3),
+        ((-(2**63), 2**63 - 1), 0),
+        ((2**63 - 1, -(2**63)), 0),
+        ((7, 2**62, -(2**62)), 1),
+    ],
+    ids=str,
+)
+def test_lists_are_in_range_and_in_order_on_the_cpu(indices, position):
+    message = rf"indices\[1\]: expected strictly increasing indices in \[0, 8\) of dst\[1\], got {indices[position]} "
+    message += f"at position {position}"
+    for step in ({}, {"directions": 0, "perturb": -1}):  # the checks alone, too
+        refused(message, indices=[listing(0, 7), listing(*indices)], **step)
+
+
+def test_a_long_list_out_of_order_anywhere():
+    dst = [*ones(1), torch.ones(100)]
+    for position in range(1, 99):
+        indices = torch.arange(99)
+        indices[position] = indices[position - 1]
+        message = rf"indices\[1\]: .* got {position - 1} at position {position}"
+        refused(message, dst=dst, indices=[listing(0), indices])
+
+
+@stateful
+def test_sources_and_states_are_as_long_as_the_lists(rule, states, device):
+    indices = [listing(0, 3, 7, device=device), listing(2, device=device)]
+    state = [torch.ones(n, device=device) for _ in range(states) for n in (3, 1)]
+    src = [torch.zeros(n, device=device) for n in (3, 1)]
+    pass_(ones(device=device), src=src, state=state, indices=indices, rule=rule)
+    message = r"src\[0\]: expected the dtype of dst\[0\].* and the size of indices\[0\], which is Long\[3\].*Float\[8\]"
+    refused(message, src=ones(device=device), state=state, indices=indices, rule=rule, device=device)
+    refused(r"src\[0\]: expected", src=[src[0].half(), src[1]], state=state, indices=indices, rule=rule, device=device)
+    message = r"state\[0\]: expected .* of the size of indices\[0\], which is Long\[3\].*, got Float\[8\]"
+    refused(message, state=ones(2 * states, device=device), indices=indices, rule=rule, device=device)
+
+
+def test_masks_lists_and_compact_sources_have_memory_of_their_own(device):
+    storage = torch.ones(16, device=device)
+    dst = [storage[:8], storage[8:]]
+    apart = r": expected memory apart from what is written, got a tensor that overlaps dst\[\d\]"
+    own = storage.view(torch.uint8)[:1]
+    refused(r"bits\[0\]" + apart, dst=dst, bits=[own, mask(1, device)], masked=True, device=device)
+    indices = [torch.zeros(1, dtype=torch.int64, device=device), listing(0, device=device)]
+    dst = [indices[0].view(torch.float32), storage[8:]]
+    refused(r"indices\[0\]" + apart, dst=dst, indices=indices, device=device)
+    eight = torch.arange(8, device=device)
+    dst = ones(device=device)
+    refused(r"src\[\d\]" + apart, dst=dst, src=dst, indices=[eight, eight], device=device)
+    pass_(dst, indices=[eight, eight])  # lists may be shared
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_masks_and_lists_are_on_the_device_of_the_tensors():
+    refused(r"bits\[0\]: expected a tensor on the device of control", bits=[mask(), mask()], device="cuda")
+    refused(r"indices\[0\]: expected a tensor on the device of", indices=[listing(1), listing(1)], device="cuda")
+
+
 # Scalars --------------------------------------------------------------------------------------------------------------
 
 

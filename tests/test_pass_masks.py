@@ -6,15 +6,30 @@ import math
 import pytest
 import torch
 from bits import assert_same_bits, weights
-from sweeps import check, distributions, dtypes, each_isa, make_control, make_states, place, rules, run
+from packed import pack, unpack
+from sweeps import (
+    DTYPES,
+    SHARDS,
+    check,
+    distributions,
+    dtypes,
+    each_isa,
+    make_control,
+    make_states,
+    place,
+    roundings,
+    rules,
+    run,
+)
 
 import pyzo
 from pyzo import control as layout
-from pyzo import ops
+from pyzo import ops, reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")  # but where a test asks for `threads`
 
 N = 200000
+EVERYTHING = {"directions": 2, "undo": 1, "undo_sign": 1.0, "perturb": 0, "perturb_sign": 1.0, "stochastic": True}
 KEEPS = [round(share * layout.KEEP_ALL) for share in (0.01, 0.1, 0.5, 0.9, 0.99)]
 SEED, KEY = 7, 3
 
@@ -186,3 +201,128 @@ def test_rows_have_masks_of_their_own_share(device):
     run(w, lines, control, perturb=0, perturb_sign=1.0, distribution=1, masked=True)
     for t, keep in zip(w, keeps, strict=True):
         assert_share(t.cpu() != 0, keep / layout.KEEP_ALL)
+
+
+# Packed masks and thresholds -----------------------------------------------------------------------------------------
+
+
+def random_bits(n: int, share: float, *, seed: int) -> torch.Tensor:
+    """A packed mask of about this share; its unused bits are set."""
+    mask = torch.rand((n + 7) // 8 * 8, generator=torch.Generator().manual_seed(seed)) < share
+    mask[n:] = True
+    return pack(mask)
+
+
+@rules
+@dtypes
+@distributions
+@roundings
+def test_packed_masks_and_thresholds(rule, state_dtype, dtype, distribution, stochastic, device):
+    """Each alone and all together, in shards, from elsewhere and in place; a tensor without a mask among the others."""
+    sizes = (1, 9, 1025, 3000)
+    w = [weights(n, dtype, seed=n) for n in sizes]
+    src = [weights(n, dtype, seed=n + 1) for n in sizes]
+    state = make_states(rule, sizes, state_dtype, seed=2)
+    bits = [random_bits(n, 0.5, seed=n) for n in sizes]
+    bits[1] = bits[1][:0]
+    lines = [(k, *SHARDS[k + 3], k % 2) for k in range(len(sizes))]
+    step = {**EVERYTHING, "rule": rule, "distribution": distribution, "stochastic": stochastic, "masked": True}
+    for masks, keep, threshold, source in (
+        (bits, layout.KEEP_ALL, math.inf, []),
+        ([], layout.KEEP_ALL, 0.01, []),
+        (bits, 30000, 0.1, []),
+        (bits, layout.KEEP_ALL - 1, 0.1, src),
+    ):
+        control = make_control(2, 2, seed=SEED, keep=keep, threshold=threshold)
+        check(w, lines, control, state=state, src=source, bits=masks, **step, device=device)
+
+
+@dtypes
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 63, 64, 65, 1023, 1025, 4100])
+def test_sizes_and_shards_of_packed_masks(dtype, n, device):
+    """The bits are those of the local element, wherever the shard lies."""
+    control = make_control(2, seed=n, keep=layout.KEEP_ALL)
+    w = [weights(n, dtype, seed=n + k) for k in range(len(SHARDS))]
+    lines = [(k, *shard, 0) for k, shard in enumerate(SHARDS)]
+    bits = [random_bits(n, 0.5, seed=k) for k in range(len(SHARDS))]
+    check(w, lines, control, bits=bits, **EVERYTHING, masked=True, device=device)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30000, 65535, layout.KEEP_ALL])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.02, 1e300, math.inf, math.nan])
+def test_an_element_moves_iff_every_mask_lets_it(keep, threshold, device):
+    n = 20000
+    control = make_control(1, seed=SEED, keep=keep, threshold=threshold, eps=1.0)
+    seed = reference.read_row(control, 0).mask_seed
+    w = 0.02 * torch.randn(n, generator=torch.Generator().manual_seed(1))
+    bits = random_bits(n, 0.7, seed=2)
+    drawn = reference.random_bits(seed, KEY, reference.MASK_STREAM, torch.arange(n)) < keep
+    want = unpack(bits, n) & drawn & (w.abs() <= torch.tensor(threshold).float())
+    step = {"perturb": 0, "perturb_sign": 1.0, "distribution": 1, "masked": True}
+    for isa in each_isa(device):
+        got = w.clone().to(device)
+        run([got], [(KEY, 0, 0, 0, 0)], control, bits=[bits.to(device)], **step)
+        assert torch.equal(got.cpu() != w, want), isa
+
+
+@rules
+@dtypes
+def test_outside_packed_masks_and_thresholds_no_bit_changes(rule, state_dtype, dtype, device):
+    """In weights and states; inside, all is as in a pass without a mask. A NaN is outside every finite threshold."""
+    n, lines = 20000, [(KEY, 0, 0, 0, 0)]
+    w, state = weights(n, dtype, seed=1), make_states(rule, [n], state_dtype, seed=2)
+    bits = random_bits(n, 0.5, seed=3)
+    for threshold in (0.01, math.inf):
+        control = make_control(2, seed=SEED, keep=layout.KEEP_ALL, threshold=threshold, lr=0.5, eps=0.5)
+        inside = unpack(bits, n) & ((w.float().abs() <= threshold) | (threshold == math.inf))
+        for isa in each_isa(device):
+            masked, free = ([t.clone().to(device) for t in (w, *state)] for _ in range(2))
+            masks = [bits.to(device)]
+            run(masked[:1], lines, control, state=masked[1:], bits=masks, **EVERYTHING, rule=rule, masked=True)
+            run(free[:1], lines, control, state=free[1:], **EVERYTHING, rule=rule)
+            for before, m, f in zip((w, *state), masked, free, strict=True):
+                assert_same_bits(m.cpu()[~inside], before[~inside], isa)
+                assert_same_bits(m.cpu()[inside], f.cpu()[inside], isa)
+
+
+@dtypes
+def test_packed_masks_and_thresholds_are_heeded_only_where_asked(dtype, device):
+    w, bits = weights(3000, dtype, seed=4), torch.zeros(375, dtype=torch.uint8)
+    control = make_control(2, seed=SEED, keep=0, threshold=0.0)
+    check([w], [(KEY, 0, 0, 0, 0)], control, bits=[bits], **EVERYTHING, device=device)
+    got = place(w, 0, device)
+    run([got], [(KEY, 0, 0, 0, 0)], control, bits=[bits.to(device)], **EVERYTHING)
+    assert not torch.equal(got.cpu(), w)
+
+
+@dtypes
+def test_from_elsewhere_the_source_is_what_a_threshold_sees(dtype, device):
+    """So that all points of a step are reached from the same weights with the same mask."""
+    w = weights(3000, dtype, seed=5)
+    control = make_control(1, seed=SEED, keep=layout.KEEP_ALL, threshold=0.01, eps=1.0)
+    for where in (torch.zeros_like(w), torch.full_like(w, 7.0)):
+        got = where.to(device)
+        step = {"perturb": 0, "perturb_sign": 1.0, "distribution": 1, "masked": True}
+        run([got], [(KEY, 0, 0, 0, 0)], control, src=[w.to(device)], **step)
+        large = ~(w.float().abs() <= torch.tensor(0.01))
+        assert_same_bits(got.cpu()[large], w[large])
+        assert (got.cpu()[~large] != w[~large]).all()
+
+
+@dtypes
+def test_packed_masks_and_numbers_of_threads(dtype, threads):
+    sizes = (40000, 3, 17000, 1, 20001)
+    control = make_control(2, seed=22, keep=60000, threshold=1.0)
+    w, bits = [weights(n, dtype, seed=n) for n in sizes], [random_bits(n, 0.5, seed=n) for n in sizes]
+    lines = [(k, *SHARDS[k], 0) for k in range(len(sizes))]
+    check(w, lines, control, bits=bits, **EVERYTHING, masked=True, device="cpu")
+
+
+def test_many_tensors_with_packed_masks(device):
+    """More than a CUDA launch takes, of mixed dtypes."""
+    control = make_control(2, 3, seed=23)
+    sizes = [(0, 1, 3, 65, 200)[k % 5] for k in range(500)]
+    w = [weights(n, DTYPES[k % 3], seed=k) for k, n in enumerate(sizes)]
+    bits = [random_bits(n, 0.5, seed=k)[: None if k % 4 else 0] for k, n in enumerate(sizes)]
+    lines = [(k, *SHARDS[k % len(SHARDS)], k % 3) for k in range(len(sizes))]
+    check(w, lines, control, bits=bits, **EVERYTHING, masked=True, device=device)

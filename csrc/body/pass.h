@@ -42,6 +42,13 @@ struct TensorArgs {
   const uint8_t* bits;  // packed mask, or null
 };
 
+// The listed elements of a tensor, all that an indexed pass touches. n, src and the states are the list's: element i of
+// them belongs to element indices[i] of dst. src is null where the weights are read from dst.
+struct IndexedArgs : TensorArgs {
+  const int64_t* indices;
+  int64_t size;  // of dst
+};
+
 // A row's scalars as the update of this pass takes them.
 PYZO_HD Group group_of(const PassArgs& a, int64_t row) {
   Group group = a.control.group(row);
@@ -96,18 +103,34 @@ PYZO_HD typename L::F round_update(typename L::F v, typename L::U random) {
     return to_storage<L, T>(v);
 }
 
-// T: of the weight, S: of the state. random: 16 bits.
-template <class L, Dtype T, Dtype S, bool kStochastic, int kRule>
+// What rounds a new weight or state with random bits, 16 of them, for storage that is known when compiled.
+template <class L, Dtype T, bool kStochastic>
+struct RoundUpdate {
+  PYZO_HD typename L::F operator()(typename L::F v, typename L::U random) const {
+    return round_update<L, T, kStochastic>(v, random);
+  }
+};
+
+// random: 16 bits.
+template <class L, int kRule, class RoundWeight, class RoundState>
 PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::F* state, typename L::U random,
-                                     const PassLanes<L, kRule>& s) {
+                                     const PassLanes<L, kRule>& s, const RoundWeight& round_weight,
+                                     const RoundState& round_state) {
   typename L::F old[kMaxStates];
   PYZO_UNROLL
   for (int i = 0; i < RuleOf<L, kRule>::type::kStates; ++i) old[i] = state[i];
-  const typename L::F v = round_update<L, T, kStochastic>(s.rule(w, g, state), random);
+  const typename L::F v = round_weight(s.rule(w, g, state), random);
   PYZO_UNROLL
   for (int i = 0; i < RuleOf<L, kRule>::type::kStates; ++i)
-    state[i] = L::if_changed(round_update<L, S, kStochastic>(state[i], state_bits<L>(random, i)), old[i]);
+    state[i] = L::if_changed(round_state(state[i], state_bits<L>(random, i)), old[i]);
   return v;
+}
+
+// T: of the weight, S: of the state.
+template <class L, Dtype T, Dtype S, bool kStochastic, int kRule>
+PYZO_HD typename L::F update_element(typename L::F w, typename L::F g, typename L::F* state, typename L::U random,
+                                     const PassLanes<L, kRule>& s) {
+  return update_element<L>(w, g, state, random, s, RoundUpdate<L, T, kStochastic>{}, RoundUpdate<L, S, kStochastic>{});
 }
 
 }  // namespace pyzo

@@ -10,13 +10,16 @@
 #endif
 #define PYZO_ISA avx2
 #define PYZO_LANES 8
-#include "cpu/tile.h"
+#include "cpu/indexed.h"
 
 namespace pyzo::cpu {
 const Isa isa_avx2 = {
     "avx2",
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-    avx2::pass, avx2::mask_bits, avx2::noise};
+    avx2::pass,
+    avx2::pass_indexed,
+    avx2::mask_bits,
+    avx2::noise};
 }  // namespace pyzo::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -11,7 +11,7 @@
 #endif
 #define PYZO_ISA avx512
 #define PYZO_LANES 16
-#include "cpu/tile.h"
+#include "cpu/indexed.h"
 
 namespace pyzo::cpu {
 const Isa isa_avx512 = {"avx512",
@@ -19,7 +19,10 @@ const Isa isa_avx512 = {"avx512",
                           return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
                         },
-                        avx512::pass, avx512::mask_bits, avx512::noise};
+                        avx512::pass,
+                        avx512::pass_indexed,
+                        avx512::mask_bits,
+                        avx512::noise};
 }  // namespace pyzo::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,8 +1,8 @@
 // Instruction set "base": whatever every CPU of the architecture has (fma in software where there is none).
 #define PYZO_ISA base
 #define PYZO_LANES 4
-#include "cpu/tile.h"
+#include "cpu/indexed.h"
 
 namespace pyzo::cpu {
-const Isa isa_base = {"base", [] { return true; }, base::pass, base::mask_bits, base::noise};
+const Isa isa_base = {"base", [] { return true; }, base::pass, base::pass_indexed, base::mask_bits, base::noise};
 }  // namespace pyzo::cpu

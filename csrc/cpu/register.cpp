@@ -11,16 +11,17 @@
 namespace pyzo {
 namespace {
 
-constexpr int64_t kGrain = 16;  // tiles a thread must have to be worth waking
+constexpr int64_t kGrain = 16;        // tiles a thread must have to be worth waking
+constexpr int64_t kIndexedGrain = 2;  // of listed elements, which wait for memory
 
 int64_t tiles(int64_t n) { return (n + cpu::kTile - 1) / cpu::kTile; }
 
 // Cuts items of these sizes into tiles and gives each thread a run of tiles: work(item, begin, end) for elements.
 template <class Item, class Work>
-void over_tiles(const std::vector<Item>& items, const Work& work) {
+void over_tiles(const std::vector<Item>& items, int64_t grain, const Work& work) {
   std::vector<int64_t> first(1, 0);  // tile number at which each item begins
   for (const Item& item : items) first.push_back(first.back() + tiles(item.n));
-  torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, first.back(), grain, [&](int64_t begin, int64_t end) {
     size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
     for (; begin < end; ++i) {
       const int64_t stop = std::min(end, first[i + 1]);
@@ -33,14 +34,21 @@ void over_tiles(const std::vector<Item>& items, const Work& work) {
 struct CpuPass {
   static void pass(const Tensor&, const PassArgs& args, const PassTensors& work) {
     const cpu::Isa& isa = cpu::isa();
-    over_tiles(work.tensors, [&](size_t i, int64_t begin, int64_t end) {
+    over_tiles(work.tensors, kGrain, [&](size_t i, int64_t begin, int64_t end) {
       isa.pass(args, work.tensors[i], work.dtypes[i], work.state, begin, end);
+    });
+  }
+
+  static void pass_indexed(const Tensor&, const PassArgs& args, const PassTensors& work) {
+    const cpu::Isa& isa = cpu::isa();
+    over_tiles(work.indexed, kIndexedGrain, [&](size_t i, int64_t begin, int64_t end) {
+      isa.pass_indexed(args, work.indexed[i], work.dtypes[i], work.state, begin, end);
     });
   }
 
   static void mask_bits(const Tensor&, Control c, const std::vector<MaskArgs>& work) {
     const cpu::Isa& isa = cpu::isa();
-    over_tiles(work, [&](size_t i, int64_t begin, int64_t end) {
+    over_tiles(work, kGrain, [&](size_t i, int64_t begin, int64_t end) {
       const MaskArgs& m = work[i];
       isa.mask_bits(m.weights, m.dtype, largest_kept(c.threshold(m.row)), m.packed, begin, end);
     });

@@ -1,61 +1,10 @@
-// Driver of one instruction set: cuts tensors into runs and tiles, fills noise tile by tile into L1, applies the pass.
+// The pass of one instruction set: cuts tensors into runs and tiles, has noise filled tile by tile, applies the pass.
 // Included once by each cpu/isa_*.cpp; lies in that file's own namespace like lanes.h.
-#include "core/normal.h"
-#include "core/rademacher.h"
-#include "cpu/bits.h"
-#include "cpu/lanes.h"
+#include <type_traits>
+
+#include "cpu/masks.h"
 
 namespace pyzo::cpu::PYZO_ISA {
-
-using F = Lanes::F;
-using U = Lanes::U;
-
-// One tile of noise, kTile elements from global index `start` (a multiple of kTile), only where [first, last) asks for
-// it.
-constexpr int kVectors = int(kTile) / kLanes;
-
-struct alignas(64) Tile {
-  F v[kVectors];
-};
-
-inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
-  constexpr int64_t kStep = kNormalPerCounter * kLanes;
-  for (int64_t i = first / kStep * kStep; i < last; i += kStep) {
-    const Words<U> w =
-        field_words<Lanes>(s, kNormalStream, (start + uint64_t(i)) / kNormalPerCounter, Lanes::counter_offsets());
-    F z[4];
-    normal4<Lanes>(w, z);
-    Lanes::transpose(z);
-    for (int k = 0; k < 4; ++k) tile.v[i / kLanes + k] = z[k];
-  }
-}
-
-inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
-  static_assert(kTile % kRademacherPerCounter == 0);
-  constexpr int64_t kStep = int64_t(kRademacherPerCounter) * kLanes;
-  constexpr int kPerWord = 32 / kLanes;  // vectors
-  U shift[kPerWord];                     // brings each lane's bit to the sign
-  for (int k = 0; k < kPerWord; ++k) shift[k] = Lanes::splat(31u - uint32_t(k * kLanes)) - Lanes::iota();
-  for (int64_t step = first / kStep * kStep; step < last; step += kStep) {
-    F words[4];
-    uint32_t word[4 * kLanes];
-    words_in_order<Lanes>(s, kRademacherStream, (start + uint64_t(step)) / kRademacherPerCounter, words);
-    __builtin_memcpy(word, words, sizeof word);
-    const int64_t end = last < step + kStep ? last : step + kStep;
-    for (int64_t w = (first > step ? first - step : 0) / 32; step + 32 * w < end; ++w)
-      for (int k = 0; k < kPerWord; ++k)
-        tile.v[(step + 32 * w) / kLanes + k] = sign_at_top<Lanes>(Lanes::splat(word[w]) << shift[k]);
-  }
-}
-
-inline void fill(int distribution, Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
-  if (distribution == kNormal)
-    fill_normal(s, start, first, last, tile);
-  else
-    fill_rademacher(s, start, first, last, tile);
-}
-
-constexpr uint16_t kNeverKept = 0xffff;
 
 // What one tensor's share of a pass is, the same for all its tiles.
 template <int kRule>
@@ -68,22 +17,15 @@ struct TensorPass {
   bool masked;
 };
 
-// What a packed mask leaves out gets mask bits that no threshold keeps. origin: local index of the tile's element 0.
-inline void leave_out(const uint8_t* packed, int64_t origin, int64_t first, int64_t last, RandomBits& mask) {
-  typedef uint16_t Eight __attribute__((vector_size(16)));
-  constexpr Eight kPlace = {1, 2, 4, 8, 16, 32, 64, 128};
-  const auto one = [&](int64_t i) {
-    if (!mask_bit(packed, origin + i)) mask.bits[i] = kNeverKept;
-  };
-  int64_t i = first;
-  for (; i < last && (origin + i) % 8 != 0; ++i) one(i);
-  for (; i + 8 <= last; i += 8) {
-    Eight bits;
-    __builtin_memcpy(&bits, mask.bits + i, sizeof bits);
-    bits |= (Eight)((kPlace & uint16_t(packed[(origin + i) / 8])) == 0);
-    __builtin_memcpy(mask.bits + i, &bits, sizeof bits);
-  }
-  for (; i < last; ++i) one(i);
+// Whether something is rounded to 16 bits.
+template <Dtype T, Dtype S, int kRule>
+constexpr bool kRounds = T != kFloat32 || (RuleOf<Lanes, kRule>::type::kStates > 0 && S != kFloat32);
+
+template <Dtype T, Dtype S, int kRule>
+TensorPass<kRule> pass_over(const PassArgs& a, const TensorArgs& t) {
+  const bool update = updates(a);
+  const Mask mask = mask_of(a, t);
+  return {a, t, {a, t.row}, update, update && a.stochastic && kRounds<T, S, kRule>, mask, !mask.keeps_all()};
 }
 
 // The noise of a tile as a pass needs it.
@@ -94,15 +36,16 @@ struct TileNoise {
   const Tile *u, *p;  // where undo's and perturb's noise is
   float scale;        // of the estimate
 
-  template <int kRule>
-  void draw(const TensorPass<kRule>& pass, uint64_t start, int64_t origin, int64_t first, int64_t last);
+  // Of elements [first, last) of the tile; a Place says where they lie in the field, as Neighbours does.
+  template <int kRule, class Place>
+  void draw(const TensorPass<kRule>& pass, const Place& place, int64_t first, int64_t last);
 };
 
-template <int kRule>
-void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t origin, int64_t first, int64_t last) {
+template <int kRule, class Place>
+void TileNoise::draw(const TensorPass<kRule>& pass, const Place& place, int64_t first, int64_t last) {
   const PassArgs& a = pass.a;
   const auto fill_direction = [&](int j, Tile& z) {
-    fill(a.distribution, {a.control.seed(j), pass.t.key}, start, first, last, z);
+    place.noise(a.distribution, {a.control.seed(j), pass.t.key}, first, last, z);
   };
   const bool is_undone = a.undo >= 0, is_perturbed = a.perturb >= 0;
   scale = 1.0f;
@@ -129,14 +72,12 @@ void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t orig
       fill_direction(a.perturb, perturb);
   }
   if (pass.stochastic)
-    fill_bits<Lanes>({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, start,
-                     first, last, rounding);
-  if (!pass.masked) return;
+    place.random({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, first, last,
+                 rounding);
   if (pass.mask.keep < kKeepAll)
-    fill_bits<Lanes>({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, start, first, last, mask);
-  else
+    place.random({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, first, last, mask);
+  else if (pass.masked)
     mask = {};
-  if (pass.mask.packed) leave_out(pass.mask.packed, origin, first, last, mask);
 }
 
 // Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments.
@@ -257,26 +198,11 @@ void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const ch
   apply<T, S, kStochastic, 0>(pass, noise, src, dst, state, first, last);
 }
 
-// Calls run(local begin, global begin, length) for each stretch of [begin, end) that is contiguous in the global index.
-template <class Run>
-void for_runs(const Shard& shard, int64_t begin, int64_t end, const Run& run) {
-  while (begin < end) {
-    const int64_t left = shard.inner <= 0 ? end - begin : shard.inner - begin % shard.inner;
-    const int64_t n = left < end - begin ? left : end - begin;
-    run(begin, shard.global(begin), n);
-    begin += n;
-  }
-}
-
 template <Dtype T, Dtype S, int kRule>
 void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t end) {
   constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
   constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
-  constexpr bool kRounds = T != kFloat32 || (kStates > 0 && S != kFloat32);  // something to 16 bits
-  const bool update = updates(a);
-  const bool stochastic = update && a.stochastic && kRounds;
-  const Mask mask = mask_of(a, t);
-  const TensorPass<kRule> pass = {a, t, {a, t.row}, update, stochastic, mask, !mask.keeps_all()};
+  const TensorPass<kRule> pass = pass_over<T, S, kRule>(a, t);
   TileNoise noise;
   for_runs(t.shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
     for (int64_t done = 0; done < n;) {
@@ -284,13 +210,14 @@ void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t 
       const int64_t first = int64_t(index - start);
       const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
       const int64_t origin = local + done - first;
-      noise.draw(pass, start, origin, first, last);
+      noise.draw(pass, Neighbours{start}, first, last);
+      if (pass.mask.packed) leave_out(pass.mask.packed, origin, first, last, noise.mask);
       const char* src = static_cast<const char*>(t.src) + origin * kSize;
       char* dst = static_cast<char*>(t.dst) + origin * kSize;
       char* state[kMaxStates] = {};
       for (int k = 0; k < kStates; ++k) state[k] = static_cast<char*>(t.state[k]) + origin * kStateSize;
-      if constexpr (kRounds) {
-        if (stochastic)
+      if constexpr (kRounds<T, S, kRule>) {
+        if (pass.stochastic)
           apply_known<T, S, true>(pass, noise, src, dst, state, first, last);
         else
           apply_known<T, S, false>(pass, noise, src, dst, state, first, last);
@@ -302,100 +229,45 @@ void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t 
   });
 }
 
-template <Dtype T>
-void pass_of(const PassArgs& a, const TensorArgs& t, Dtype state, int64_t begin, int64_t end) {
+template <int kRule>
+using RuleTag = std::integral_constant<int, kRule>;
+
+template <Dtype T, class Run>
+void with_rule(const PassArgs& a, Dtype state, const Run& run) {
+  const bool narrow = state == kBFloat16;
   switch (updates(a) ? a.rule : int(kSgd)) {
     case kSgd:
-      return pass_tensor<T, kFloat32, kSgd>(a, t, begin, end);
+      return run(DtypeTag<T>{}, DtypeTag<kFloat32>{}, RuleTag<kSgd>{});
     case kSign:
-      return pass_tensor<T, kFloat32, kSign>(a, t, begin, end);
+      return run(DtypeTag<T>{}, DtypeTag<kFloat32>{}, RuleTag<kSign>{});
     case kMomentum:
-      return state == kFloat32 ? pass_tensor<T, kFloat32, kMomentum>(a, t, begin, end)
-                               : pass_tensor<T, kBFloat16, kMomentum>(a, t, begin, end);
+      return narrow ? run(DtypeTag<T>{}, DtypeTag<kBFloat16>{}, RuleTag<kMomentum>{})
+                    : run(DtypeTag<T>{}, DtypeTag<kFloat32>{}, RuleTag<kMomentum>{});
     case kAdam:
-      return state == kFloat32 ? pass_tensor<T, kFloat32, kAdam>(a, t, begin, end)
-                               : pass_tensor<T, kBFloat16, kAdam>(a, t, begin, end);
+      return narrow ? run(DtypeTag<T>{}, DtypeTag<kBFloat16>{}, RuleTag<kAdam>{})
+                    : run(DtypeTag<T>{}, DtypeTag<kFloat32>{}, RuleTag<kAdam>{});
+  }
+}
+
+// Calls run(weight, state, rule), types whose `value` are the dtypes and the rule of the pass.
+template <class Run>
+void with_types(const PassArgs& a, Dtype dtype, Dtype state, const Run& run) {
+  switch (dtype) {
+    case kFloat32:
+      return with_rule<kFloat32>(a, state, run);
+    case kBFloat16:
+      return with_rule<kBFloat16>(a, state, run);
+    case kFloat16:
+      return with_rule<kFloat16>(a, state, run);
+    case kFloat64:
+      break;  // no weight has it
   }
 }
 
 void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, Dtype state, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case kFloat32:
-      return pass_of<kFloat32>(a, t, state, begin, end);
-    case kBFloat16:
-      return pass_of<kBFloat16>(a, t, state, begin, end);
-    case kFloat16:
-      return pass_of<kFloat16>(a, t, state, begin, end);
-    case kFloat64:
-      break;  // no weight has it
-  }
-}
-
-template <Dtype T>
-void mask_bits_tensor(const void* weights, int32_t most, uint8_t* packed, int64_t begin, int64_t end) {
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kGroup = kLanes > 8 ? kLanes : 8;
-  const auto bits_of = [&](const void* from, int64_t at) {
-    uint32_t bits = 0;
-    for (int64_t l = 0; l < kGroup; l += kLanes)
-      bits |= Lanes::bits_at_most(magnitude<Lanes>(Lanes::load<T>(from, at + l)), most) << l;
-    return bits;
-  };
-  int64_t i = begin;
-  for (; i + kGroup <= end; i += kGroup) {
-    const uint32_t bits = bits_of(weights, i);
-    __builtin_memcpy(packed + i / 8, &bits, kGroup / 8);
-  }
-  if (i < end) {
-    alignas(64) char buffer[kGroup * kSize] = {};
-    __builtin_memcpy(buffer, static_cast<const char*>(weights) + i * kSize, (end - i) * kSize);
-    const uint32_t bits = bits_of(buffer, 0) & ((1u << (end - i)) - 1u);
-    __builtin_memcpy(packed + i / 8, &bits, mask_bytes(end - i));
-  }
-}
-
-void mask_bits(const void* weights, Dtype dtype, int32_t most, uint8_t* packed, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case kFloat32:
-      return mask_bits_tensor<kFloat32>(weights, most, packed, begin, end);
-    case kBFloat16:
-      return mask_bits_tensor<kBFloat16>(weights, most, packed, begin, end);
-    case kFloat16:
-      return mask_bits_tensor<kFloat16>(weights, most, packed, begin, end);
-    case kFloat64:
-      break;  // no weight has it
-  }
-}
-
-template <Dtype T>
-void noise_tensor(Source source, Shard shard, int distribution, char* out, int64_t begin, int64_t end) {
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
-  Tile tile;
-  for_runs(shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
-    for (int64_t done = 0; done < n;) {
-      const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
-      const int64_t first = int64_t(index - start);
-      const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
-      fill(distribution, {source.seed, source.key}, start, first, last, tile);
-      alignas(64) char rounded[kTile * kSize];
-      for (int64_t k = first / kLanes; k * kLanes < last; ++k)
-        Lanes::store<T>(rounded, k * kLanes, to_storage<Lanes, T>(tile.v[k]));
-      __builtin_memcpy(out + (local + done) * kSize, rounded + first * kSize, (last - first) * kSize);
-      done += last - first;
-    }
+  with_types(a, dtype, state, [&](auto weight, auto kept, auto rule) {
+    pass_tensor<weight.value, kept.value, rule.value>(a, t, begin, end);
   });
-}
-
-void noise(Source s, Shard shard, int distribution, Dtype dtype, void* out, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case kFloat32:
-      return noise_tensor<kFloat32>(s, shard, distribution, static_cast<char*>(out), begin, end);
-    case kBFloat16:
-      return noise_tensor<kBFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
-    case kFloat16:
-      return noise_tensor<kFloat16>(s, shard, distribution, static_cast<char*>(out), begin, end);
-    case kFloat64:
-      break;  // no weight has it
-  }
 }
 
 }  // namespace pyzo::cpu::PYZO_ISA

@@ -91,24 +91,6 @@ int launch_noise(Source s, Shard shard, int distribution, void* out, int64_t n, 
   return cudaGetLastError();
 }
 
-// Cuts the tensors into launches, run(launch) -> error each.
-template <class Run>
-int in_launches(const PassArgs& args, const TensorArgs* tensors, size_t count, const Run& run) {
-  static_assert(Layout<kFloat32>::kTile == Layout<kFloat16>::kTile);
-  Launch launch;
-  launch.args = args;
-  for (size_t begin = 0; begin < count; begin += kMaxEntries) {
-    launch.count = int(std::min<size_t>(count - begin, kMaxEntries));
-    launch.tiles = 0;
-    for (int i = 0; i < launch.count; ++i) {
-      launch.entries[i] = {tensors[begin + size_t(i)], launch.tiles};
-      launch.tiles += (tensors[begin + size_t(i)].n + Layout<kFloat32>::kTile - 1) / Layout<kFloat32>::kTile;
-    }
-    if (const int error = run(launch)) return error;
-  }
-  return 0;
-}
-
 }  // namespace
 
 int pass(const PassArgs& args, const TensorArgs* tensors, size_t count, Dtype dtype, Dtype state, CUstream_st* stream) {
@@ -117,16 +99,16 @@ int pass(const PassArgs& args, const TensorArgs* tensors, size_t count, Dtype dt
                          : args.rule == kMomentum ? pass_momentum
                          : args.rule == kAdam     ? pass_adam
                                                   : pass_sgd;
-  return in_launches(args, tensors, count,
+  static_assert(Layout<kFloat32>::kTile == Layout<kFloat16>::kTile);
+  return in_launches(args, tensors, count, Layout<kFloat32>::kTile,
                      [&](const Launch& launch) { return launch_of(launch, dtype, state, stream); });
 }
 
 int mask_bits(Control control, const TensorArgs* tensors, size_t count, Dtype dtype, CUstream_st* stream) {
-  static_assert(Layout<kFloat32>::kTile == kThreads * 8);
   static std::atomic<int> known[kMaxDevices];
   PassArgs args = {};
   args.control = control;
-  return in_launches(args, tensors, count, [&](const Launch& launch) -> int {
+  return in_launches(args, tensors, count, kThreads * 8, [&](const Launch& launch) -> int {
     unsigned blocks;
     if (const int error = resident_blocks(mask_bits_kernel, known, launch.tiles, blocks)) return error;
     mask_bits_kernel<<<blocks, kThreads, 0, stream>>>(launch, dtype);

@@ -1,34 +1,11 @@
 #pragma once
 // The pass on CUDA: all tensors of a launch in one kernel, the noise in registers, 16-byte accesses. One .cu file per
 // rule instantiates it. No torch.
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <atomic>
-
 #include "cuda/lane.cuh"
 #include "cuda/launch.h"
+#include "cuda/tiles.cuh"
 
 namespace pyzo::cuda {
-
-constexpr int kThreads = 256;
-constexpr int kMaxDevices = 64;
-
-struct Entry {
-  TensorArgs tensor;
-  int64_t first_tile;
-};
-
-// Kernel parameters may take 32,764 bytes: as many tensors as fit go into one launch.
-constexpr int kMaxEntries = (32764 - int(sizeof(PassArgs)) - 16) / int(sizeof(Entry));
-
-struct Launch {
-  PassArgs args;
-  int64_t tiles;
-  int count;
-  Entry entries[kMaxEntries];
-};
-static_assert(sizeof(Launch) <= 32764);
 
 // What a pass does, as a template parameter: a set of these, for SGD passes in which every direction that is named is
 // the same one (all passes of a step with one direction). kMany: any rule, any number of directions, masks; what to do
@@ -41,27 +18,43 @@ struct Scalars {
   PassLanes<Lane, kRule> lanes;
   uint64_t seed;      // of the only direction
   float coefficient;  // of the only direction
-  uint64_t rounding_seed, mask_seed;
-  Mask mask;
+  uint64_t rounding_seed;
 
-  __device__ Scalars(const PassArgs& a, const TensorArgs& t)
-      : lanes(a, t.row),
-        seed(0),
-        coefficient(0),
-        rounding_seed(a.control.rounding_seed()),
-        mask_seed(a.control.mask_seed(t.row)),
-        mask(mask_of(a, t)) {
+  __device__ Scalars(const PassArgs& a, int64_t row)
+      : lanes(a, row), seed(0), coefficient(0), rounding_seed(a.control.rounding_seed()) {
     if constexpr (kKind != kMany) {
       seed = a.control.seed(kKind & kUpdates ? 0 : kKind & kUndoes ? a.undo : a.perturb);
-      if (kKind & kUpdates) coefficient = a.control.coefficient(t.row, 0);
+      if (kKind & kUpdates) coefficient = a.control.coefficient(row, 0);
     }
   }
-
-  // Whether the mask lets an element move that has these mask bits, this bit of the packed mask and this weight.
-  __device__ __forceinline__ bool trained(uint32_t drawn, bool packed, float w) const {
-    return drawn < mask.keep && packed && int32_t(magnitude<Lane>(w)) <= mask.most;
-  }
 };
+
+// Whether the mask lets an element move that has these mask bits, this bit of the packed mask and this weight.
+__device__ __forceinline__ bool is_kept(const Mask& mask, uint32_t drawn, bool packed, float w) {
+  return drawn < mask.keep && packed && int32_t(magnitude<Lane>(w)) <= mask.most;
+}
+
+// Bit k: whether the mask lets element k of a thread's 8 move. The mask is read here, not kept between tiles: passes
+// without one have no registers for it.
+template <Dtype T>
+__device__ __forceinline__ uint32_t kept8(const PassArgs& a, const TensorArgs& t, const int64_t at[2],
+                                          const uint64_t global[2], const float w[8]) {
+  const Mask mask = mask_of(a, t);
+  Bits8 drawn{};
+  if (mask.keep < kKeepAll) drawn = bits8<T>({a.control.mask_seed(t.row), t.key}, kMaskStream, global);
+  const uint32_t packed = mask.packed ? packed8(mask.packed, at) : 0xffu;
+  uint32_t kept = 0;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) kept |= uint32_t(is_kept(mask, drawn.at(k), packed >> k & 1, w[k])) << k;
+  return kept;
+}
+
+__device__ __forceinline__ bool kept1(const PassArgs& a, const TensorArgs& t, int64_t i, uint64_t global, float w) {
+  const Mask mask = mask_of(a, t);
+  const Source source = {a.control.mask_seed(t.row), t.key};
+  return is_kept(mask, mask.keep < kKeepAll ? bits1(source, kMaskStream, global) : 0u,
+                 !mask.packed || mask_bit(mask.packed, i), w);
+}
 
 // The N values of a thread at once: what undo, the estimate and perturb need. sample(seed, z) writes N values of a
 // direction.
@@ -122,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
     const TensorArgs& t = launch.entries[e].tensor;
     const int64_t first_tile = launch.entries[e].first_tile;
     const int64_t end = e + 1 < launch.count ? launch.entries[e + 1].first_tile : launch.tiles;
-    const Scalars<kKind, kRule> s(a, t);
-    const bool masked = kKind == kMany && !s.mask.keeps_all();
+    const Scalars<kKind, kRule> s(a, t.row);
+    const bool masked = kKind == kMany && !mask_of(a, t).keeps_all();
     uintptr_t addresses = reinterpret_cast<uintptr_t>(t.src) | reinterpret_cast<uintptr_t>(t.dst);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) addresses |= reinterpret_cast<uintptr_t>(t.state[i]);
@@ -145,6 +138,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
         }
         const uint64_t global[2] = {t.shard.global(at[0]),
                                     T == kFloat32 ? t.shard.global(at[1]) : t.shard.global(at[0]) + 4};
+        const uint32_t kept = masked ? kept8<T>(a, t, at, global, w) : 0xffu;
         gather<8>(
             a, update, s, t.row,
             [&](uint64_t seed, float z[8]) {
@@ -152,19 +146,16 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
               noise4<kDistribution>({seed, t.key}, global[1], z + 4);
             },
             undo, g, perturb);
-        Bits8 rounding{}, mask{};
+        Bits8 rounding{};
         if constexpr (kStochastic) {
           rounding = bits8<T>({s.rounding_seed, t.key}, kRoundingStream, global);
 #pragma unroll
           for (int k = 0; k < 4; ++k) rounding.words[k] ^= flip;
         }
-        uint32_t packed = 0xffu;
-        if (masked && s.mask.keep < kKeepAll) mask = bits8<T>({s.mask_seed, t.key}, kMaskStream, global);
-        if (masked && s.mask.packed) packed = packed8(s.mask.packed, at);
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          w[k] = element<T, S, kKind, kStochastic>(a, update, !masked || s.trained(mask.at(k), packed >> k & 1, w[k]),
-                                                   s, w[k], undo[k], g[k], perturb[k], rounding.at(k), state[k]);
+          w[k] = element<T, S, kKind, kStochastic>(a, update, kept >> k & 1, s, w[k], undo[k], g[k], perturb[k],
+                                                   rounding.at(k), state[k]);
         store8<T>(t.dst, at, w);
         if (update) {
 #pragma unroll
@@ -194,9 +185,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
             for (int j = 0; j < kStates; ++j) state[j] = widen<S>(static_cast<const Storage<S>*>(t.state[j])[i]);
           }
           const float w = widen<T>(static_cast<const Storage<T>*>(t.src)[i]);
-          const bool trained =
-              !masked || s.trained(s.mask.keep < kKeepAll ? bits1({s.mask_seed, t.key}, kMaskStream, global) : 0u,
-                                   !s.mask.packed || mask_bit(s.mask.packed, i), w);
+          const bool trained = !masked || kept1(a, t, i, global, w);
           static_cast<Storage<T>*>(t.dst)[i] = narrow<T>(
               element<T, S, kKind, kStochastic>(a, update, trained, s, w, undo[0], g[0], perturb[0], random, state));
           if (update) {
@@ -207,23 +196,6 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
       }
     }
   }
-}
-
-// Blocks that fill the current device with this kernel, remembered per device.
-template <class Kernel>
-inline int resident_blocks(Kernel kernel, std::atomic<int>* known, int64_t tiles, unsigned& blocks) {
-  int device = 0, error = cudaGetDevice(&device);
-  if (error) return error;
-  int resident = device < kMaxDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (resident == 0) {
-    int processors = 0, per_processor = 0;
-    if ((error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device))) return error;
-    if ((error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, kThreads, 0))) return error;
-    resident = std::max(1, processors * per_processor);
-    if (device < kMaxDevices) known[device].store(resident, std::memory_order_relaxed);
-  }
-  blocks = unsigned(std::min<int64_t>(tiles, resident));
-  return 0;
 }
 
 template <Dtype T, Dtype S, int kDistribution, bool kStochastic, int kKind, int kRule>

@@ -11,10 +11,10 @@ namespace pyzo {
 namespace {
 
 // Calls run(dtype, tensors) for the tensors of each dtype that occurs.
-template <class Run>
-void by_dtype(const std::vector<TensorArgs>& tensors, const std::vector<Dtype>& dtypes, const Run& run) {
+template <class Args, class Run>
+void by_dtype(const std::vector<Args>& tensors, const std::vector<Dtype>& dtypes, const Run& run) {
   for (const Dtype dtype : {kFloat32, kBFloat16, kFloat16}) {
-    std::vector<TensorArgs> same;
+    std::vector<Args> same;
     for (size_t i = 0; i < tensors.size(); ++i)
       if (dtypes[i] == dtype) same.push_back(tensors[i]);
     if (!same.empty()) run(dtype, same);
@@ -26,6 +26,14 @@ struct CudaPass {
     by_dtype(work.tensors, work.dtypes, [&](Dtype dtype, const std::vector<TensorArgs>& same) {
       on_stream(control, [&](CUstream_st* stream) {
         return cuda::pass(args, same.data(), same.size(), dtype, work.state, stream);
+      });
+    });
+  }
+
+  static void pass_indexed(const Tensor& control, const PassArgs& args, const PassTensors& work) {
+    by_dtype(work.indexed, work.dtypes, [&](Dtype dtype, const std::vector<IndexedArgs>& same) {
+      on_stream(control, [&](CUstream_st* stream) {
+        return cuda::pass_indexed(args, same.data(), same.size(), dtype, work.state, stream);
       });
     });
   }

@@ -91,18 +91,19 @@ inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
                   s.base, ", inner ", s.inner, ", stride ", s.stride, " for ", n, " elements");
 }
 
-// The memory of one tensor of a list.
-struct Span {
-  uintptr_t begin, end;
-  const char* list;
-  size_t index;
-  bool operator<(const Span& o) const { return begin < o.begin; }
-  std::string name() const { return at(list, index); }
-};
-
 struct NamedList {
   const char* name;
   const std::vector<Tensor>& tensors;
+  const char* own = nullptr;  // a list whose tensor of the same place may be the same memory
+};
+
+// The memory of one tensor of a list.
+struct Span {
+  uintptr_t begin, end;
+  const char *list, *own;
+  size_t index;
+  bool operator<(const Span& o) const { return begin < o.begin; }
+  std::string name() const { return at(list, index); }
 };
 
 inline std::vector<Span> spans(std::initializer_list<NamedList> lists) {
@@ -112,16 +113,15 @@ inline std::vector<Span> spans(std::initializer_list<NamedList> lists) {
       const Tensor& t = list.tensors[i];
       if (t.numel() == 0) continue;
       const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-      out.push_back({begin, begin + uintptr_t(t.numel()) * t.element_size(), list.name, i});
+      out.push_back({begin, begin + uintptr_t(t.numel()) * t.element_size(), list.name, list.own, i});
     }
   std::sort(out.begin(), out.end());
   return out;
 }
 
-// No two tensors that are written share memory. What is read shares none with them, but where `own` names a list that
-// is written, a tensor that is read may be that of its own place there, all of it.
-inline void check_overlap(std::initializer_list<NamedList> written, std::initializer_list<NamedList> read,
-                          const char* own = nullptr) {
+// No two tensors that are written share memory, and what is read shares none with them, but a tensor with all of its
+// own.
+inline void check_overlap(std::initializer_list<NamedList> written, std::initializer_list<NamedList> read) {
   const std::vector<Span> to = spans(written);
   for (size_t k = 1; k < to.size(); ++k)
     STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, to[k].name(),
@@ -130,9 +130,10 @@ inline void check_overlap(std::initializer_list<NamedList> written, std::initial
     auto hit = std::upper_bound(to.begin(), to.end(), from);
     if (hit != to.begin() && (hit - 1)->end > from.begin) --hit;
     for (; hit != to.end() && hit->begin < from.end; ++hit)
-      STD_TORCH_CHECK(own && hit->list == own && hit->index == from.index && hit->begin == from.begin, from.name(),
-                      ": expected memory apart from the destinations or that of its own, got a tensor that overlaps ",
-                      hit->name());
+      STD_TORCH_CHECK(
+          from.own && hit->list == std::string(from.own) && hit->index == from.index && hit->begin == from.begin,
+          from.name(), ": expected memory apart from what is written",
+          from.own ? " or that of its own destination" : "", ", got a tensor that overlaps ", hit->name());
   }
 }
 

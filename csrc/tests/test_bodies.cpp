@@ -1,5 +1,5 @@
-// Noise and pass of every instruction set this machine has against the scalar core, element by element, over rules,
-// dtypes of weights and states, masks, shards and sizes.
+// Noise, passes (over tensors and over lists) and packed masks of every instruction set this machine has against the
+// scalar core, element by element, over rules, dtypes of weights and states, masks, shards and sizes.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -149,38 +149,54 @@ std::vector<typename Storage<T>::Code> some_codes(int64_t n, test::Random& rando
   return codes;
 }
 
+constexpr int64_t kDirections = 3, kRows = 2;
+
+// Any pass by the rule.
+template <int kRule>
+PassArgs some_pass(Control control, test::Random& random) {
+  const auto direction = [&] { return int(random.below(kDirections + 1)) - 1; };
+  const auto sign = [&] { return random.below(2) ? 1.0f : -1.0f; };
+  const auto either = [&] { return random.below(2) != 0; };
+  PassArgs a = {};
+  a.control = control, a.distribution = int(random.below(2)), a.rule = kRule;
+  a.undo = direction(), a.undo_sign = sign(), a.perturb = direction(), a.perturb_sign = sign();
+  a.directions = int(random.below(kDirections + 1)), a.update_sign = 1.0f;
+  if (RuleOf<Scalar, kRule>::type::kStates == 0) a.update_sign = sign(), a.chosen = either(), a.retract = either();
+  a.stochastic = either(), a.masked = either();
+  return a;
+}
+
+template <Dtype S>
+std::vector<typename Storage<S>::Code> some_state(int k, int64_t n, test::Random& random) {
+  auto codes = some_codes<S>(n, random);
+  if (k == 1)  // second moments are not negative
+    for (auto& code : codes) code &= typename Storage<S>::Code(~(1ull << (8 * sizeof code - 1)));
+  return codes;
+}
+
+const Shard& some_shard(test::Random& random) { return kShards[random.below(sizeof kShards / sizeof *kShards)]; }
+
 template <Dtype T, Dtype S, int kRule>
 void check_pass(const cpu::Isa& isa, test::Random& random) {
-  constexpr int64_t kDirections = 3, kRows = 2;
   constexpr int kStates = RuleOf<Scalar, kRule>::type::kStates;
   for (int trial = 0; trial < 150; ++trial) {
     std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
     const Control control = {words.data(), kDirections, kRows};
     fill_control(control, random);
-    const auto direction = [&] { return int(random.below(kDirections + 1)) - 1; };
-    const auto sign = [&] { return random.below(2) ? 1.0f : -1.0f; };
-    const auto either = [&] { return random.below(2) != 0; };
-    PassArgs a = {};
-    a.control = control, a.distribution = int(random.below(2)), a.rule = kRule;
-    a.undo = direction(), a.undo_sign = sign(), a.perturb = direction(), a.perturb_sign = sign();
-    a.directions = int(random.below(kDirections + 1)), a.update_sign = 1.0f;
-    if (kStates == 0) a.update_sign = sign(), a.chosen = either(), a.retract = either();
-    a.stochastic = either(), a.masked = either();
+    const PassArgs a = some_pass<kRule>(control, random);
 
     const int64_t n = 1 + random.below(2200), begin = random.below(n), row = random.below(kRows);
-    const Shard& shard = kShards[random.below(sizeof kShards / sizeof *kShards)];
+    const Shard& shard = some_shard(random);
     const auto from = some_codes<T>(n, random);
     auto to = some_codes<T>(n, random);
     const auto untouched = to;
     std::vector<typename Storage<S>::Code> state[kMaxStates], old_state[kMaxStates];
     std::vector<uint8_t> packed(size_t(mask_bytes(n)));
     for (uint8_t& byte : packed) byte = uint8_t(random.word());
-    TensorArgs t = {from.data(), to.data(), {}, n, random.next() >> 8, shard, row, either() ? packed.data() : nullptr};
+    TensorArgs t = {from.data(),        to.data(), {},  n,
+                    random.next() >> 8, shard,     row, random.below(2) ? packed.data() : nullptr};
     for (int k = 0; k < kStates; ++k) {
-      state[k] = some_codes<S>(n, random);
-      if (k == 1)  // second moments are not negative
-        for (auto& code : state[k]) code &= typename Storage<S>::Code(~(1ull << (8 * sizeof code - 1)));
-      old_state[k] = state[k];
+      old_state[k] = state[k] = some_state<S>(k, n, random);
       t.state[k] = state[k].data();
     }
     isa.pass(a, t, T, S, begin, n);
@@ -203,14 +219,85 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
   }
 }
 
+// A pass over a list against the scalar pass of its elements; what is not listed stays.
+template <Dtype T, Dtype S, int kRule>
+void check_indexed(const cpu::Isa& isa, test::Random& random) {
+  constexpr int kStates = RuleOf<Scalar, kRule>::type::kStates;
+  for (int trial = 0; trial < 100; ++trial) {
+    std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
+    const Control control = {words.data(), kDirections, kRows};
+    fill_control(control, random);
+    const PassArgs a = some_pass<kRule>(control, random);
+
+    const int64_t size = 1 + random.below(4000), one_in = 1 + random.below(4), row = random.below(kRows);
+    std::vector<int64_t> indices;
+    for (int64_t i = 0; i < size; ++i)
+      if (random.below(one_in) == 0) indices.push_back(i);
+    const int64_t n = int64_t(indices.size()), begin = n > 0 ? random.below(n) : 0;
+    const auto from = some_codes<T>(n, random);
+    auto to = some_codes<T>(size, random);
+    auto want = to;
+    std::vector<typename Storage<S>::Code> state[kMaxStates], want_state[kMaxStates];
+    const bool in_place = random.below(2) != 0;
+    IndexedArgs t = {
+        {in_place ? nullptr : from.data(), to.data(), {}, n, random.next() >> 8, some_shard(random), row, nullptr},
+        indices.data(),
+        size};
+    for (int k = 0; k < kStates; ++k) {
+      want_state[k] = state[k] = some_state<S>(k, n, random);
+      t.state[k] = state[k].data();
+    }
+    isa.pass_indexed(a, t, T, S, begin, n);
+    for (int64_t i = begin; i < n; ++i) {
+      const size_t at = size_t(indices[size_t(i)]);
+      Element<T, S> x = {in_place ? want[at] : from[size_t(i)], {}};
+      for (int k = 0; k < kStates; ++k) x.state[k] = want_state[k][size_t(i)];
+      x = scalar_pass<T, S, kRule>(a, t, x, int64_t(at));
+      want[at] = x.weight;
+      for (int k = 0; k < kStates; ++k) want_state[k][size_t(i)] = x.state[k];
+    }
+    const char* const what = "%s pass over a list, rule %d, dtype %d, distribution %d, %d: expected %08x, got %08x";
+    for (size_t i = 0; i < to.size(); ++i)
+      test::expect(to[i] == want[i], what, isa.name, kRule, int(T), a.distribution, int(i), unsigned(want[i]),
+                   unsigned(to[i]));
+    for (int k = 0; k < kStates; ++k)
+      for (size_t i = 0; i < state[k].size(); ++i)
+        test::expect(state[k][i] == want_state[k][i], what, isa.name, kRule, int(S), a.distribution, int(i),
+                     unsigned(want_state[k][i]), unsigned(state[k][i]));
+  }
+}
+
+template <Dtype T>
+void check_mask_bits(const cpu::Isa& isa, test::Random& random) {
+  for (int trial = 0; trial < 200; ++trial) {
+    const int64_t n = 1 + random.below(100), begin = 16 * random.below(n / 16 + 1);
+    const float threshold = random.below(4) ? std::ldexp(1.0f, int(random.below(24)) - 16) : random.below(2) - 1.0f;
+    const auto from = some_codes<T>(n, random);
+    std::vector<uint8_t> packed(size_t(mask_bytes(n)), 0xa5);
+    if (begin < n) isa.mask_bits(from.data(), T, largest_kept(threshold), packed.data(), begin, n);
+    for (int64_t i = begin; i < (n + 7) / 8 * 8; ++i) {
+      const bool want = i < n && std::fabs(Storage<T>::load(from[size_t(i)])) <= threshold;
+      test::expect(begin >= n || mask_bit(packed.data(), i) == want,
+                   "%s mask, dtype %d, threshold %g: element %d of %d", isa.name, int(T), double(threshold), int(i),
+                   int(n));
+    }
+  }
+}
+
+template <Dtype T, Dtype S, int kRule>
+void check_both(const cpu::Isa& isa, test::Random& random) {
+  check_pass<T, S, kRule>(isa, random);
+  check_indexed<T, S, kRule>(isa, random);
+}
+
 template <Dtype T>
 void check_rules(const cpu::Isa& isa, test::Random& random) {
-  check_pass<T, kFloat32, kSgd>(isa, random);
-  check_pass<T, kFloat32, kSign>(isa, random);
-  check_pass<T, kFloat32, kMomentum>(isa, random);
-  check_pass<T, kBFloat16, kMomentum>(isa, random);
-  check_pass<T, kFloat32, kAdam>(isa, random);
-  check_pass<T, kBFloat16, kAdam>(isa, random);
+  check_both<T, kFloat32, kSgd>(isa, random);
+  check_both<T, kFloat32, kSign>(isa, random);
+  check_both<T, kFloat32, kMomentum>(isa, random);
+  check_both<T, kBFloat16, kMomentum>(isa, random);
+  check_both<T, kFloat32, kAdam>(isa, random);
+  check_both<T, kBFloat16, kAdam>(isa, random);
 }
 
 }  // namespace
@@ -224,6 +311,8 @@ int main() {
     test::Random random{5};
     check_noise<kFloat32>(*all[i], random), check_noise<kBFloat16>(*all[i], random),
         check_noise<kFloat16>(*all[i], random);
+    check_mask_bits<kFloat32>(*all[i], random), check_mask_bits<kBFloat16>(*all[i], random),
+        check_mask_bits<kFloat16>(*all[i], random);
     check_rules<kFloat32>(*all[i], random), check_rules<kBFloat16>(*all[i], random),
         check_rules<kFloat16>(*all[i], random);
   }
