@@ -40,6 +40,7 @@ struct TensorArgs {
   Shard shard;
   int64_t row;          // of the control tensor
   const uint8_t* bits;  // packed mask, or null
+  PYZO_HD bool in_place() const { return !src || src == dst; }
 };
 
 // The listed elements of a tensor, all that an indexed pass touches. n, src and the states are the list's: element i of
@@ -81,7 +82,7 @@ struct Mask {
 PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t) {
   if (!a.masked) return {kKeepAll, kAnyMagnitude, nullptr};
   const float threshold = a.control.threshold(t.row);
-  const bool any = t.src == t.dst || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
+  const bool any = t.in_place() || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
   return {a.control.keep(t.row), any ? kAnyMagnitude : largest_kept(threshold), t.bits};
 }
 
