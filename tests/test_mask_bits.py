@@ -108,7 +108,7 @@ def test_a_pass_with_these_bits_moves_what_a_pass_with_the_threshold_moves(dtype
     by_bits, by_threshold = w.clone(), w.clone()
     step = {"distribution": 0, "perturb": 0, "perturb_sign": 1.0, "masked": True}
     ops.pass_([], [by_bits], [], torch.tensor(line), plain, bits=[bits], **step)
-    ops.pass_([], [by_threshold], [], torch.tensor(line), control, **step)
+    ops.pass_([w], [by_threshold], [], torch.tensor(line), control, **step)
     assert_same_bits(by_bits, by_threshold)
     assert not torch.equal(by_bits, w)
 

@@ -229,7 +229,7 @@ def test_packed_masks_and_thresholds(rule, state_dtype, dtype, distribution, sto
     step = {**EVERYTHING, "rule": rule, "distribution": distribution, "stochastic": stochastic, "masked": True}
     for masks, keep, threshold, source in (
         (bits, layout.KEEP_ALL, math.inf, []),
-        ([], layout.KEEP_ALL, 0.01, []),
+        ([], layout.KEEP_ALL, 0.01, src),
         (bits, 30000, 0.1, []),
         (bits, layout.KEEP_ALL - 1, 0.1, src),
     ):
@@ -257,12 +257,15 @@ def test_an_element_moves_iff_every_mask_lets_it(keep, threshold, device):
     w = 0.02 * torch.randn(n, generator=torch.Generator().manual_seed(1))
     bits = random_bits(n, 0.7, seed=2)
     drawn = reference.random_bits(seed, KEY, reference.MASK_STREAM, torch.arange(n)) < keep
-    want = unpack(bits, n) & drawn & (w.abs() <= torch.tensor(threshold).float())
-    step = {"perturb": 0, "perturb_sign": 1.0, "distribution": 1, "masked": True}
+    here = unpack(bits, n) & drawn  # in place no magnitude counts
+    want = here & (w.abs() <= torch.tensor(threshold).float())
+    step = {"perturb": 0, "perturb_sign": 1.0, "distribution": 1, "masked": True, "bits": [bits.to(device)]}
     for isa in each_isa(device):
-        got = w.clone().to(device)
-        run([got], [(KEY, 0, 0, 0, 0)], control, bits=[bits.to(device)], **step)
+        got, in_place = torch.full_like(w, 7.0).to(device), w.clone().to(device)
+        run([got], [(KEY, 0, 0, 0, 0)], control, src=[w.to(device)], **step)
+        run([in_place], [(KEY, 0, 0, 0, 0)], control, **step)
         assert torch.equal(got.cpu() != w, want), isa
+        assert torch.equal(in_place.cpu() != w, here), isa
 
 
 @rules
@@ -277,8 +280,8 @@ def test_outside_packed_masks_and_thresholds_no_bit_changes(rule, state_dtype, d
         inside = unpack(bits, n) & ((w.float().abs() <= threshold) | (threshold == math.inf))
         for isa in each_isa(device):
             masked, free = ([t.clone().to(device) for t in (w, *state)] for _ in range(2))
-            masks = [bits.to(device)]
-            run(masked[:1], lines, control, state=masked[1:], bits=masks, **EVERYTHING, rule=rule, masked=True)
+            masks = {"bits": [bits.to(device)], "masked": True}
+            run(masked[:1], lines, control, src=[w.to(device)], state=masked[1:], **masks, **EVERYTHING, rule=rule)
             run(free[:1], lines, control, state=free[1:], **EVERYTHING, rule=rule)
             for before, m, f in zip((w, *state), masked, free, strict=True):
                 assert_same_bits(m.cpu()[~inside], before[~inside], isa)
