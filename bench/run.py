@@ -18,6 +18,7 @@ CASES = (
     "build",
     "sass",
     "normal",
+    "learn_sparse",
 )
 
 
