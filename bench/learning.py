@@ -4,13 +4,16 @@ import copy
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import torch
@@ -144,13 +147,17 @@ class Laboratory:
     Args:
         recorder: whose file both holds the trials that ended and receives new ones. Rows of a dirty tree do not count
             for a clean one.
-        workers: how many processes; 0: in this one.
+        make: of the problem, picklable; None: `prepare`.
+        workers: how many processes; 0: in this one; None: WORKERS, in a dry run 0.
     """
 
-    def __init__(self, recorder: Recorder, *, workers: int = WORKERS) -> None:
+    def __init__(
+        self, recorder: Recorder, *, make: Callable[[], Problem] | None = None, workers: int | None = None
+    ) -> None:
         self.recorder = recorder
-        self.workers = 0 if recorder.dry_run else workers
-        self.problem = prepare(dry_run=recorder.dry_run)
+        self.make = make or (partial(prepare, dry_run=True) if recorder.dry_run else prepare)
+        self.workers = (0 if recorder.dry_run else WORKERS) if workers is None else workers
+        self.problem = self.make()
         path = recorder.path()
         self.done = {
             key(row["what"], row["provider"], row["config"]): row
@@ -172,15 +179,13 @@ class Laboratory:
 
     def _run_apart(self, trials: Mapping[str, Trial]) -> None:
         context = multiprocessing.get_context("spawn")
-        workers = min(self.workers, len(trials))
-        with ProcessPoolExecutor(workers, context, initializer=_start) as pool:
+        with ProcessPoolExecutor(min(self.workers, len(trials)), context, _start, (self.make,)) as pool:
             running = {pool.submit(_train, trial): (name, trial) for name, trial in trials.items()}
             try:
                 for future in as_completed(running):
                     self._record(*running[future], future.result())
-            except BaseException:
+            finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
     def _record(self, name: str, trial: Trial, numbers: Numbers) -> None:
         config = trial.config(self.problem.facts)
@@ -189,16 +194,23 @@ class Laboratory:
         print(f"{trial.what} {trial.method.name} lr {trial.lr:g} seed {trial.seed}: {numbers['value']:.4f}", flush=True)
 
 
-# A worker process makes the problem for itself, once.
-_problem = cache(prepare)
+_worker: dict[str, Problem] = {}  # of a worker process, which makes the problem once
 
 
-def _start() -> None:
+def _start(make: Callable[[], Problem]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    _worker["problem"] = make()
 
 
 def _train(trial: Trial) -> Numbers:
-    return train(trial, _problem())
+    return train(trial, _worker["problem"])
+
+
+def _end_with_parent() -> None:
+    """Or a worker whose parent was killed would compute on for nobody, and then wait for ever."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 @contextmanager
@@ -213,12 +225,13 @@ def one_thread() -> Iterator[None]:
 
 
 def search(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str, int]) -> dict[str, float]:
-    """The rate of each method that a search over its rates chooses.
+    """The rate of each method that successive halving over its rates chooses; a dry run takes two rates alone.
 
     Args:
         steps: of a whole training, by the name of the method.
     """
-    left = {method.name: method.rates for method in methods}
+    few = 2 if laboratory.recorder.dry_run else None
+    left = {method.name: method.rates[:few] for method in methods}
     for rung in RUNGS:
         trials = [
             Trial(method, lr, SEARCH_SEED, max(1, steps[method.name] // rung), search=True)
@@ -230,7 +243,7 @@ def search(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str
         for trial, numbers in zip(trials, laboratory.run(trials), strict=True):
             losses.setdefault(trial.method.name, {})[trial.lr] = numbers["value"]
         left |= {name: survivors(values) for name, values in losses.items()}
-    for method in methods:
+    for method in methods if few is None else ():
         if left[method.name][0] in (method.rates[0], method.rates[-1]) and len(method.rates) > 1:
             print(
                 f"{method.name}: the chosen rate {left[method.name][0]:g} is at the edge of {method.rates}", flush=True
@@ -245,12 +258,12 @@ def survivors(losses: Mapping[float, float]) -> tuple[float, ...]:
 
 
 def compare(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str, int]) -> None:
-    """Trains every method from all seeds at the rate that its search chooses, seed by seed."""
+    """Trains every method from all seeds (a dry run: one) at the rate that its search chooses, seed by seed."""
     rates = search(laboratory, methods, steps)
     laboratory.run(
         [
             Trial(method, rates[method.name], seed, steps[method.name], search=False)
-            for seed in SEEDS
+            for seed in (SEEDS[:1] if laboratory.recorder.dry_run else SEEDS)
             for method in methods
         ]
     )

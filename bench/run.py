@@ -19,6 +19,8 @@ CASES = (
     "sass",
     "normal",
     "learn_sparse",
+    "learn_blocks",
+    "learn_hybrid",
 )
 
 
