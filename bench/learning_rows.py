@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.learning import FINAL
+from bench.trial import FINAL
 
 Row = dict[str, Any]
 

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.harness import load
-from bench.learning import FINAL, SEARCH
 from bench.learning_rows import Group, Row, groups
+from bench.trial import FINAL, SEARCH
 
 COLUMNS = ("method", "rate", "steps", "forwards", "seeds", "held-out accuracy, %", "held-out loss", "loss less {}'s")
-
-
 FIELDS = ("data", "train", "length", "batch", "threads")  # of config; groups that share them had the same problem
 
 

@@ -17,11 +17,13 @@ import pyzo
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
-from bench import harness, learning, learning_rows, learning_table, plot_learning
+from bench import harness, laboratory, learning, learning_rows, learning_table, plot_learning, trial
 from bench.cases.learn_sparse import RATES, rates_for
 from bench.demo_model import Examples
-from bench.learning import FINAL, SEARCH, SEEDS, Laboratory, Method, Step, Trial
+from bench.laboratory import Laboratory
+from bench.learning import SEEDS
 from bench.learning_problem import Problem
+from bench.trial import FINAL, SEARCH, Method, Step, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,11 +62,11 @@ def method(name: str = "descent", rates: tuple[float, ...] = (0.01, 0.1, 1.0), *
     return dataclasses.replace(Method(name, {"kind": "sgd"}, 1, descend, rates), **changes)
 
 
-def trial(**changes: object) -> Trial:
+def one(**changes: object) -> Trial:
     return dataclasses.replace(Trial(method(), 0.1, 1, 8, search=False, batch=4), **changes)
 
 
-def laboratory(path: Path, **options: object) -> Laboratory:
+def lab(path: Path, **options: object) -> Laboratory:
     return Laboratory(harness.Recorder("learn", dry_run=True, out=path), make=line_problem, **options)
 
 
@@ -130,7 +132,7 @@ def test_rates_of_masks_have_equal_expected_updates():
 
 def test_trial_learns_and_leaves_the_problem():
     problem = line_problem()
-    numbers = learning.train(trial(steps=40, lr=1.0), problem)
+    numbers = trial.train(one(steps=40, lr=1.0), problem)
     assert torch.equal(problem.model.weight, Line().weight)
     assert numbers["accuracy"] == 1.0 and numbers["value"] < numbers["before"]["loss"]
     assert numbers["loss_change"]["mean"] == pytest.approx(numbers["value"] - numbers["before"]["loss"], abs=1e-6)
@@ -139,34 +141,34 @@ def test_trial_learns_and_leaves_the_problem():
 
 
 def test_trial_depends_on_its_seed_alone():
-    numbers = [learning.train(trial(seed=seed), line_problem()) for seed in (1, 1, 2)]
+    numbers = [trial.train(one(seed=seed), line_problem()) for seed in (1, 1, 2)]
     losses = [each["value"] for each in numbers]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_search_never_sees_the_held_out_texts():
     problem = dataclasses.replace(line_problem(), held_out=None)
-    numbers = learning.train(trial(search=True), problem)
+    numbers = trial.train(one(search=True), problem)
     assert numbers["unit"] == "validation loss" and "curve" not in numbers
 
 
 def test_forwards_are_counted():
     with pytest.raises(RuntimeError, match="descent: expected 2 forwards per step, got 8 in 8"):
-        learning.train(trial(method=method(forwards=2)), line_problem())
+        trial.train(one(method=method(forwards=2)), line_problem())
 
 
 @pytest.mark.parametrize(
     ("steps", "stops"), [(1, [1]), (3, [1, 2, 3]), (8, [2, 4, 6, 8]), (1000, [250, 500, 750, 1000])]
 )
 def test_checkpoints_end_at_the_end(steps: int, stops: list[int]):
-    assert learning.checkpoints(steps) == stops
+    assert trial.checkpoints(steps) == stops
 
 
 # Resumption ----------------------------------------------------------------------------------------------------------
 
 
 def named(each: Trial, facts: dict[str, object]) -> str:
-    return learning.key(each.what, each.method.name, each.config(facts))
+    return trial.key(each.what, each.method.name, each.config(facts))
 
 
 @pytest.mark.parametrize(
@@ -183,32 +185,32 @@ def named(each: Trial, facts: dict[str, object]) -> str:
     ids=lambda change: next(iter(change)),
 )
 def test_trials_that_differ_have_different_keys(change: dict[str, object]):
-    assert named(trial(), {}) != named(trial(**change), {})
-    assert named(trial(), {}) != named(trial(), {"data": "other"})
+    assert named(one(), {}) != named(one(**change), {})
+    assert named(one(), {}) != named(one(), {"data": "other"})
 
 
 def test_equal_trials_have_equal_keys_through_json():
-    again = trial(method=method(settings=dict(reversed({"kind": "sgd", "shape": (1, 2)}.items()))))
-    first = trial(method=method(settings={"kind": "sgd", "shape": (1, 2)}))
+    again = one(method=method(settings=dict(reversed({"kind": "sgd", "shape": (1, 2)}.items()))))
+    first = one(method=method(settings={"kind": "sgd", "shape": (1, 2)}))
     config = json.loads(json.dumps(first.config({"data": "line"})))
-    assert learning.key(first.what, first.method.name, config) == named(again, {"data": "line"})
+    assert trial.key(first.what, first.method.name, config) == named(again, {"data": "line"})
     assert named(first, {}) == named(
         dataclasses.replace(first, method=method(rates=(9.0,), settings=first.method.settings)), {}
     )
 
 
 def test_second_run_computes_nothing(tmp_path, monkeypatch):
-    path, trials = tmp_path / "rows.jsonl", [trial(seed=seed) for seed in (1, 2)]
-    before = laboratory(path).run(trials)
+    path, trials = tmp_path / "rows.jsonl", [one(seed=seed) for seed in (1, 2)]
+    before = lab(path).run(trials)
     written = path.read_text()
-    monkeypatch.setattr(learning, "train", None)
-    after = laboratory(path).run(trials[::-1])
+    monkeypatch.setattr(laboratory, "train", None)
+    after = lab(path).run(trials[::-1])
     assert [row["value"] for row in after] == [row["value"] for row in before[::-1]]
     assert path.read_text() == written
 
 
 def test_a_stopped_run_keeps_what_ended(tmp_path, monkeypatch):
-    path, seen, real = tmp_path / "rows.jsonl", [], learning.train
+    path, seen, real = tmp_path / "rows.jsonl", [], laboratory.train
 
     def stopped(each: Trial, problem: Problem) -> dict[str, object]:
         seen.append(each.seed)
@@ -216,11 +218,11 @@ def test_a_stopped_run_keeps_what_ended(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(each, problem)
 
-    monkeypatch.setattr(learning, "train", stopped)
-    trials = [trial(seed=seed) for seed in (1, 2, 3)]
+    monkeypatch.setattr(laboratory, "train", stopped)
+    trials = [one(seed=seed) for seed in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt):
-        laboratory(path).run(trials)
-    laboratory(path).run(trials)
+        lab(path).run(trials)
+    lab(path).run(trials)
     assert seen == [1, 2, 2, 3]
     assert [row["config"]["seed"] for row in harness.load(path)] == [1, 2, 3]
 
@@ -230,21 +232,21 @@ def test_rows_of_a_dirty_tree_do_not_count_for_a_clean_one(tmp_path):
     for clean, rows in ((False, 1), (True, 2), (True, 2), (False, 2)):
         recorder = harness.Recorder("learn", dry_run=True, out=path)
         recorder.clean = clean
-        Laboratory(recorder, make=line_problem).run([trial()])
+        Laboratory(recorder, make=line_problem).run([one()])
         assert len(harness.load(path)) == rows
 
 
 def test_an_equal_trial_is_trained_once(tmp_path):
-    first, second = laboratory(tmp_path / "rows.jsonl").run([trial(), trial()])
+    first, second = lab(tmp_path / "rows.jsonl").run([one(), one()])
     assert first == second and len(harness.load(tmp_path / "rows.jsonl")) == 1
 
 
 def test_processes_compute_the_same(tmp_path):
-    trials = [trial(seed=seed) for seed in (1, 2, 3)]
-    here = laboratory(tmp_path / "here.jsonl", workers=0).run(trials)
-    apart = laboratory(tmp_path / "apart.jsonl", workers=2).run(trials)
-    for one, other in zip(here, apart, strict=True):
-        assert all(one[name] == other[name] for name in ("config", "value", "curve", "loss_change"))
+    trials = [one(seed=seed) for seed in (1, 2, 3)]
+    here = lab(tmp_path / "here.jsonl", workers=0).run(trials)
+    apart = lab(tmp_path / "apart.jsonl", workers=2).run(trials)
+    for mine, other in zip(here, apart, strict=True):
+        assert all(mine[name] == other[name] for name in ("config", "value", "curve", "loss_change"))
 
 
 # What rows say -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from functools import partial
 from bench.cases.learn_sparse import EPS, FORWARDS, rates_for, sparse
 from bench.demo_model import Classifier
 from bench.harness import Recorder
-from bench.learning import Laboratory, Method, Step, compare, equal_forwards
+from bench.laboratory import Laboratory
+from bench.learning import compare, equal_forwards
+from bench.trial import Method, Step
 from pyzo import estimators, optim
 
 BLOCKS = 8  # of MiniLM: embeddings, 6 layers, head

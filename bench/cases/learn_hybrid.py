@@ -9,7 +9,9 @@ import pyzo
 from bench.cases.learn_sparse import EPS, RATES
 from bench.demo_model import Classifier
 from bench.harness import Recorder
-from bench.learning import Laboratory, Method, Step, compare, search
+from bench.laboratory import Laboratory
+from bench.learning import compare, search
+from bench.trial import Method, Step
 from pyzo.baselines import backprop_step
 
 STEPS = 360

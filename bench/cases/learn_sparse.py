@@ -4,7 +4,9 @@ from functools import partial
 
 from bench.demo_model import Classifier
 from bench.harness import Recorder
-from bench.learning import Laboratory, Method, Step, compare, equal_forwards
+from bench.laboratory import Laboratory
+from bench.learning import compare, equal_forwards
+from bench.trial import Method, Step
 from pyzo import masks, optim
 
 FORWARDS = 2000
