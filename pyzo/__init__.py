@@ -11,6 +11,8 @@ import importlib.util
 # Public name -> the module that it is, or that defines it.
 _NAMES = {
     "estimators": "pyzo.estimators",
+    "hybrid": "pyzo.zo_fo",
+    "layers": "pyzo.layers",
     "masks": "pyzo.masks",
     "memory": "pyzo.memory",
     "nn": "pyzo.nn",

@@ -1,5 +1,6 @@
 """The control tensor of a device: what a pass needs that changes from step to step, laid out as csrc/core/control.h."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from pyzo import ops
 from pyzo.ops.steps import KEEP_ALL
 
 LINES = 3
-OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE = range(7)
+OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE, FIRST = range(8)
 LR, EPS, WEIGHT_DECAY, BETA1, BETA2, DAMPENING, RULE_EPS, OPTION = range(8)  # float64
-BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED = range(8, 15)
+BORN, AGE, CORRECTION1, CORRECTION2, KEEP, REFRESH, MASK_SEED, THRESHOLD = range(8, 16)
 COEFFICIENTS = 16
 
 
@@ -28,17 +29,20 @@ class Row(NamedTuple):
     born: int = 0  # how many updates were applied before the row's tensors joined
     keep: int = KEEP_ALL  # of 65536: how much a mask keeps
     refresh: int = 1  # steps that a mask lasts
+    threshold: float = math.inf  # of the magnitudes that a mask keeps
 
 
 class Control:
     """A control tensor with names for its parts. Reading waits for the device; writing and stepping do not."""
 
-    def __init__(self, directions: int, rows: int, device: torch.device, seed: int):
+    def __init__(self, directions: int, rows: int, device: torch.device, seed: int, first: int = 0):
+        """`first`: which of the step's directions is the first here, and so which seeds are drawn."""
         self.tensor = ops.control(directions, rows, device)
         self._doubles = self.tensor.view(torch.float64)
         self._directions = directions
         self._rows: list[Row] | None = None
         self.tensor[0, RUN_SEED] = ops.signed(seed)
+        self.tensor[0, FIRST] = first
 
     @property
     def device(self) -> torch.device:
@@ -52,8 +56,14 @@ class Control:
         words.view(torch.float64)[:, :BORN] = torch.tensor([row[:BORN] for row in rows], dtype=torch.float64)
         words[:, BORN] = torch.tensor([row.born for row in rows])
         words[:, KEEP:] = torch.tensor([(row.keep, row.refresh) for row in rows])
+        thresholds = torch.tensor([row.threshold for row in rows], dtype=torch.float64)
         self.tensor[LINES:, :MASK_SEED].copy_(words, non_blocking=True)
+        self._doubles[LINES:, THRESHOLD].copy_(thresholds, non_blocking=True)
         self._rows = list(rows)
+
+    def row_values(self, row: int) -> Row:
+        """What `write_rows` wrote last into a row."""
+        return self._rows[row]
 
     def remember(self) -> torch.Tensor:
         """A copy on the device, for `recall`."""

@@ -1,23 +1,37 @@
-"""The trained tensors of a step, grouped by device, and the passes over them."""
+"""The trained tensors of a step, in parts that one operator call takes, and the passes over them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from pyzo import ops
-from pyzo.control import Control
+from pyzo.control import KEEP_ALL, Control
+from pyzo.masks import TensorMask
+
+BlockControls = dict[torch.device, Control]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained tensor: its name in messages, its noise key, its row of the control tensor, its state."""
+    """One trained tensor: its name in messages, its noise key, its row of the control tensor, its state, its mask."""
 
     name: str
     tensor: torch.Tensor
     key: int
     row: int
     state: tuple[torch.Tensor, ...] = ()
+    block: int = 0
+    mask: TensorMask = field(default_factory=TensorMask)
+
+    @property
+    def is_listed(self) -> bool:
+        return self.mask.indices is not None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether which elements move depends on their magnitude."""
+        return self.mask.threshold < torch.inf
 
 
 @dataclass(frozen=True)
@@ -32,26 +46,48 @@ class Update:
 
 @dataclass
 class Part:
-    """The trained tensors of one device with that device's control tensor."""
+    """Trained tensors of one block on one device, all with lists of indices or all without, and their control tensor.
 
+    `bits` has one packed mask per tensor, empty for those without, or is empty itself. `measured` are the places of
+    the tensors whose bits are made from magnitudes, by `Sweep.measure`.
+    """
+
+    block: int
     tensors: list[torch.Tensor]
     names: list[str]
     states: list[torch.Tensor]
     table: torch.Tensor
     control: Control
+    bits: list[torch.Tensor]
+    indices: list[torch.Tensor]
+    measured: list[int]
+    rows: frozenset[int]
+    masked: bool = False
+
+    def copies(self) -> list[torch.Tensor]:
+        """Uninitialised memory for what a step may move: the listed elements, or the whole tensors."""
+        if not self.indices:
+            return [torch.empty_like(t, requires_grad=False) for t in self.tensors]
+        return [t.new_empty(len(i), requires_grad=False) for t, i in zip(self.tensors, self.indices, strict=True)]
+
+    def save(self, copies: list[torch.Tensor]) -> None:
+        """Copies what a step may move into `copies`."""
+        if not self.indices:
+            torch._foreach_copy_(copies, [t.detach() for t in self.tensors])
+            return
+        for t, indices, copy in zip(self.tensors, self.indices, copies, strict=True):
+            torch.index_select(t.detach().view(-1), 0, indices, out=copy)
 
 
 class Sweep:
-    """Passes over all trained tensors, one operator call per device.
+    """Passes over the trained tensors, one operator call for each part.
 
     Args:
         trained: the tensors; none may share memory with another.
-        controls: a control tensor for every device that occurs.
+        controls: for every block, a control tensor for every device on which it has tensors.
         distribution: "normal" or "rademacher".
         rule: a name of `pyzo.ops.RULES`.
         stochastic: whether updates of 16-bit weights and states round stochastically.
-
-    `masked`: whether passes heed the masks of the rows.
 
     Raises:
         ValueError: a tensor that no pass can work on, by name, before anything is written.
@@ -60,7 +96,7 @@ class Sweep:
     def __init__(
         self,
         trained: list[Trained],
-        controls: dict[torch.device, Control],
+        controls: list[BlockControls],
         *,
         distribution: str,
         rule: str,
@@ -69,19 +105,40 @@ class Sweep:
         self._distribution = ops.distribution_code(distribution)
         self._rule = ops.RULES[rule]
         self._stochastic = stochastic
-        self.masked = False
+        self.has_states = ops.STATES[rule] > 0
         self.parts: list[Part] = []
-        for device, control in controls.items():
-            own = [t for t in trained if t.tensor.device == device]
-            lines = [(t.key, 0, 0, 0, t.row) for t in own]
-            table = torch.tensor(lines, dtype=torch.int64).reshape(len(own), 5)
-            states = [t.state[s] for s in range(ops.STATES[rule]) for t in own]
-            self.parts.append(Part([t.tensor for t in own], [t.name for t in own], states, table, control))
+        for block, by_device in enumerate(controls):
+            for device, control in by_device.items():
+                for listed in (False, True):
+                    own = [t for t in trained if (t.block, t.tensor.device, t.is_listed) == (block, device, listed)]
+                    if own:
+                        self.parts.append(_part(block, own, control, ops.STATES[rule]))
         for index in self:
             self.run(index)  # without undo, update or perturbation: the operator's checks alone
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.parts)))
+
+    def of(self, blocks: tuple[int, ...]) -> list[int]:
+        """The parts of some blocks."""
+        return [index for index in self if self.parts[index].block in blocks]
+
+    def heed_masks(self) -> None:
+        """Looks at the rows of the control tensors and at bits, whether the passes of a part need to heed masks."""
+        for part in self.parts:
+            rows = [part.control.row_values(row) for row in part.rows]
+            part.masked = bool(part.bits) or any(row.keep < KEEP_ALL or row.threshold < torch.inf for row in rows)
+
+    def measure(self, index: int) -> None:
+        """Notes in bits which weights of a part are small now, for passes that do not read them from a copy."""
+        part = self.parts[index]
+        if part.measured:
+            own = [part.tensors[i].detach() for i in part.measured]
+            for i, t in zip(part.measured, own, strict=True):
+                if not part.bits[i].numel():
+                    part.bits[i] = torch.empty((t.numel() + 7) // 8, dtype=torch.uint8, device=t.device)
+            bits = [part.bits[i] for i in part.measured]
+            ops.mask_bits_(own, bits, part.table[part.measured].contiguous(), part.control.tensor)
 
     def run(
         self,
@@ -95,8 +152,8 @@ class Sweep:
     ) -> None:
         """One pass over part `index`. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
 
-        `src` and `dst` stand for the tensors themselves where they are not given. Raises ValueError naming the
-        parameter that the operator refuses; then nothing was written.
+        `src` (copies as `Part.copies` has them) and `dst` stand for the tensors themselves where they are not given.
+        Raises ValueError naming the parameter that the operator refuses; then nothing was written.
         """
         part = self.parts[index]
         undo_direction, undo_sign = undo or (-1, 0.0)
@@ -109,6 +166,8 @@ class Sweep:
                 part.states if dst is None else [],
                 part.table,
                 part.control.tensor,
+                bits=part.bits,
+                indices=part.indices,
                 distribution=self._distribution,
                 undo=undo_direction,
                 undo_sign=undo_sign,
@@ -120,10 +179,34 @@ class Sweep:
                 perturb=perturb_direction,
                 perturb_sign=perturb_sign,
                 stochastic=self._stochastic,
-                masked=self.masked,
+                masked=part.masked,
             )
         except RuntimeError as error:
             named = [f"dst[{i}] is {name}" for i, name in enumerate(part.names) if f"dst[{i}]" in str(error)]
             if not named:
                 raise
             raise ValueError(f"parameters: {str(error).splitlines()[0]} ({', '.join(named)})") from error
+
+
+def _part(block: int, own: list[Trained], control: Control, states: int) -> Part:
+    lines = [(t.key, 0, 0, 0, t.row) for t in own]
+    listed = own[0].is_listed
+    measured = [] if listed else [i for i, t in enumerate(own) if t.is_measured]
+    bits: list[torch.Tensor] = []
+    if measured or any(t.mask.bits is not None for t in own):
+        bits = [
+            torch.empty(0, dtype=torch.uint8, device=t.tensor.device) if t.mask.bits is None else t.mask.bits
+            for t in own
+        ]
+    return Part(
+        block,
+        [t.tensor for t in own],
+        [t.name for t in own],
+        [t.state[s] for s in range(states) for t in own],
+        torch.tensor(lines, dtype=torch.int64).reshape(len(own), 5),
+        control,
+        bits,
+        [t.mask.indices for t in own if t.mask.indices is not None],
+        measured,
+        frozenset(t.row for t in own),
+    )

@@ -129,5 +129,5 @@ def pass_hashes(ops: object, steps: Steps, device: str = "cpu") -> tuple[int, ..
         ops.estimate_(control, losses, 0, 2, 0)
         distribution = reference.DISTRIBUTIONS.index(field.distribution)
         table = torch.tensor([[field.key, *shard, 0]])
-        ops.pass_([], [weights], states, table, control, distribution, 1, 1.0, *update, 0, 1.0, *how)
+        ops.pass_([], [weights], states, [], [], table, control, distribution, 1, 1.0, *update, 0, 1.0, *how)
     return tuple(hash_of(t) for t in (weights, *states))

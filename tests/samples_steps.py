@@ -6,6 +6,8 @@ import torch
 from bits import weights
 from sweeps import arguments, make_control, make_states
 
+from pyzo import control as layout
+
 EXACT = True  # the reference has the bits of every operator here
 Arguments = tuple[object, ...]
 
@@ -25,14 +27,34 @@ def table(device: str) -> torch.Tensor:
     return torch.tensor([[1, 0, 0, 0, 0], [2, 5, 3, 8, 1], [3, 2**34, 0, 0, 0]])
 
 
+def masks(device: str) -> list[torch.Tensor]:
+    """Packed masks of `tensors`; the second has none."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        torch.randint(0, 256, (nbytes,), generator=generator, dtype=torch.uint8).to(device) for nbytes in (9, 0, 17)
+    ]
+
+
+def small_control(device: str) -> torch.Tensor:
+    """Rows with a threshold and without."""
+    control = make_control(2, 2, seed=42)
+    control.view(torch.float64)[layout.LINES, layout.THRESHOLD] = 0.01
+    return control.to(device)
+
+
 def pass_sample(
-    device: str, src: list[torch.Tensor], state_dtype: torch.dtype | None = None, **step: object
+    device: str,
+    src: list[torch.Tensor],
+    state_dtype: torch.dtype | None = None,
+    bits: list[torch.Tensor] | None = None,
+    indices: list[torch.Tensor] | None = None,
+    **step: object,
 ) -> Arguments:
     """Arguments of a pass over all of `tensors`."""
     dst = tensors(device)
     state = make_states(str(step.get("rule", "sgd")), [t.numel() for t in dst], state_dtype, seed=9)
     state = [s.to(device) for s in state]
-    return (src, dst, state, table(device), step_control(device), *arguments(step).values())
+    return (src, dst, state, bits or [], indices or [], table(device), step_control(device), *arguments(step).values())
 
 
 EVERYTHING = {"undo": 0, "undo_sign": 1.0, "directions": 2, "perturb": 1, "perturb_sign": -1.0, "stochastic": True}
@@ -59,7 +81,16 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         pass_sample(device, tensors(device), **EVERYTHING, rule="momentum", state_dtype=torch.float32),
         pass_sample(device, [], **EVERYTHING, rule="adam", state_dtype=torch.bfloat16, masked=True),
         pass_sample(device, tensors(device), directions=1, distribution=1),
-        ([], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
+        pass_sample(device, [], **EVERYTHING, bits=masks(device), masked=True),
+        ([], [], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
+    ],
+    "mask_bits_": lambda device: [
+        (
+            tensors(device),
+            [torch.full((nbytes,), 7, dtype=torch.uint8, device=device) for nbytes in (9, 1, 17)],
+            table(device),
+            small_control(device),
+        )
     ],
     "noise_": lambda device: [
         (torch.empty(100, device=device), -1, 2**56 - 1, 3, 10, 100, 0),

@@ -131,6 +131,8 @@ def check(
     device: str,
     state: Sequence[torch.Tensor] = (),
     src: Sequence[torch.Tensor] = (),
+    bits: Sequence[torch.Tensor] = (),
+    indices: Sequence[torch.Tensor] = (),
     **step: object,
 ) -> None:
     """Runs the pass by the reference and, on every instruction set, by the operator, and compares what they wrote.
@@ -139,12 +141,14 @@ def check(
     """
     table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
     want, want_state = [w.clone() for w in dst], [s.clone() for s in state]
-    reference.pass_(list(src), want, want_state, table, control, **arguments(step))
+    chosen = (list(bits), list(indices))
+    reference.pass_(list(src), want, want_state, *chosen, table, control, **arguments(step))
+    chosen = tuple([t.to(device) for t in tensors] for tensors in chosen)
     for isa in each_isa(device):
         got = [place(w, i % 8, device) for i, w in enumerate(dst)]
         got_state = [place(s, (5 * i + 2) % 8, device) for i, s in enumerate(state)]
         sources = [place(w, (3 * i + 1) % 8, device) for i, w in enumerate(src)]
-        torch.ops.pyzo.pass_(sources, got, got_state, table, control.to(device), **arguments(step))
+        torch.ops.pyzo.pass_(sources, got, got_state, *chosen, table, control.to(device), **arguments(step))
         for i, (g, w) in enumerate(zip(got, want, strict=True)):
             assert_same_bits(g.cpu(), w, f"{isa or device}, tensor {i}, {step}")
         for i, (g, s) in enumerate(zip(got_state, want_state, strict=True)):
@@ -160,9 +164,12 @@ def run(
     *,
     state: Sequence[torch.Tensor] = (),
     src: Sequence[torch.Tensor] = (),
+    bits: Sequence[torch.Tensor] = (),
+    indices: Sequence[torch.Tensor] = (),
     **step: object,
 ) -> None:
     """One pass by the operator over tensors where they lie."""
     table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
     control = control.to(dst[0].device)
-    torch.ops.pyzo.pass_(list(src), list(dst), list(state), table, control, **arguments(step))
+    lists = (list(tensors) for tensors in (src, dst, state, bits, indices))
+    torch.ops.pyzo.pass_(*lists, table, control, **arguments(step))

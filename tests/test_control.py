@@ -13,7 +13,7 @@ from pyzo import control as layout
 from pyzo import ops, reference
 from pyzo.reference import Row
 
-FLOATS = [*range(layout.BORN), layout.CORRECTION1, layout.CORRECTION2]
+FLOATS = [*range(layout.BORN), layout.CORRECTION1, layout.CORRECTION2, layout.THRESHOLD]
 NAN, INF = math.nan, math.inf
 # Every kind and scaling that estimate_ takes, with every number of directions that it can be.
 ESTIMATES = [
@@ -49,6 +49,7 @@ def some_row(rng: random.Random) -> Row:
         keep=rng.randrange(65537),
         refresh=rng.choice([0, 1, 2, 7, 2**62]),
         mask_seed=rng.getrandbits(64),
+        threshold=rng.choice([INF, 0.0, rng.random()]),
     )
 
 

@@ -23,10 +23,11 @@ def ones(count: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu"
     return [torch.ones(8, dtype=dtype, device=device) for _ in range(count)]
 
 
-def pass_(dst, *, src=(), state=(), table=TABLE, control_=None, **step):
+def pass_(dst, *, src=(), state=(), bits=(), indices=(), table=TABLE, control_=None, **step):
     table = torch.tensor(table) if isinstance(table, list) else table
     control_ = control(dst[0].device) if control_ is None else control_
-    torch.ops.pyzo.pass_(list(src), dst, list(state), table, control_, **arguments({**STEP, **step}))
+    lists = (list(tensors) for tensors in (src, dst, state, bits, indices))
+    torch.ops.pyzo.pass_(*lists, table, control_, **arguments({**STEP, **step}))
 
 
 def refused(message, *, dst=None, state=(), control_=None, device="cpu", **rest):

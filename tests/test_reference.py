@@ -165,14 +165,16 @@ def test_words_of_a_row():
     row = Row(
         **{"lr": 0.1, "eps": 0.2, "weight_decay": 0.3, "beta1": 0.4, "beta2": 0.5, "dampening": 0.6, "rule_eps": 0.7},
         **{"option": True, "born": 8, "age": 9, "correction1": 0.10, "correction2": 0.11},
-        **{"keep": 12, "refresh": 13, "mask_seed": 2**64 - 14},
+        **{"keep": 12, "refresh": 13, "mask_seed": 2**64 - 14, "threshold": 0.15},
     )
     control = reference.new_control(2, [Row(), row], 2**64 - 5)
     assert control.shape == (5, 16 + 2 * 2) and control[0, 4] == -5 and doubles(control)[3, 12:14].view(torch.int64)[0]
     assert doubles(control)[4, :8].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0]
     assert control[4, 8:10].tolist() == [8, 9]
     assert doubles(control)[4, 10:12].tolist() == [0.10, 0.11]
-    assert control[4, 12:].tolist() == [12, 13, -14, 0, 0, 0, 0, 0]
+    assert control[4, 12:15].tolist() == [12, 13, -14]
+    assert doubles(control)[3, 15].item() == math.inf and doubles(control)[4, 15].item() == 0.15
+    assert control[4, 16:].tolist() == [0, 0, 0, 0]
     assert reference.read_row(control, 0) == Row() and reference.read_row(control, 1) == row
 
 
@@ -306,7 +308,7 @@ Optimizer = Callable[[torch.Tensor], torch.optim.Optimizer]
 
 def sweep(w: torch.Tensor, state: list[torch.Tensor], control: torch.Tensor, **arguments: object) -> None:
     """A pass over one tensor in place."""
-    reference.pass_([], [w], state, TABLE, control, **NONE | arguments)
+    reference.pass_([], [w], state, [], [], TABLE, control, **NONE | arguments)
 
 
 def begin(control: torch.Tensor, n: int, coefficient: float) -> torch.Tensor:
@@ -405,7 +407,7 @@ def test_first_update_is_not_dampened_and_counts_from_birth():
         g = begin(control, n, 0.5 * t)
         joined = slice(2 if t > 2 else 1)
         step = NONE | {"rule": 2, "directions": 1}
-        reference.pass_([], weights_of[joined], buffers[joined], table[joined], control, **step)
+        reference.pass_([], weights_of[joined], buffers[joined], [], [], table[joined], control, **step)
         exact = g.double() if t == 1 else mu * exact + (1 - dampening) * g.double()
         torch.testing.assert_close(buffers[0].double(), exact, rtol=1e-6, atol=1e-7)
     assert [reference.read_row(control, r).age for r in (0, 1)] == [3, 1]

@@ -7,6 +7,7 @@
 // An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. The
 // drivers in cpu/ and cuda/ supply the noise and move the data.
 #include "core/control.h"
+#include "core/masks.h"
 #include "core/rounding.h"
 
 namespace pyzo {
@@ -37,7 +38,8 @@ struct TensorArgs {
   int64_t n;
   uint64_t key;
   Shard shard;
-  int64_t row;  // of the control tensor
+  int64_t row;          // of the control tensor
+  const uint8_t* bits;  // packed mask, or null
 };
 
 // A row's scalars as the update of this pass takes them.
@@ -59,8 +61,22 @@ struct PassLanes {
         perturb_scale(L::splat(a.perturb_sign * float(a.control.row(row)[Control::kEps]))) {}
 };
 
-// An element is trained where its 16 mask bits are below this.
-PYZO_HD uint32_t keep_of(const PassArgs& a, int64_t row) { return a.masked ? a.control.keep(row) : kKeepAll; }
+// Which elements of a tensor a pass may move: those whose 16 mask bits are below `keep`, whose magnitude, as it was
+// read, is at most `most`, and whose bit of `packed` is set. In place no magnitude counts: a perturbation may have
+// carried it over the threshold, and the caller has noted in bits what it was before.
+struct Mask {
+  uint32_t keep;
+  int32_t most;
+  const uint8_t* packed;  // or null
+  PYZO_HD bool keeps_all() const { return keep >= kKeepAll && most == kAnyMagnitude && !packed; }
+};
+
+PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t) {
+  if (!a.masked) return {kKeepAll, kAnyMagnitude, nullptr};
+  const float threshold = a.control.threshold(t.row);
+  const bool any = t.src == t.dst || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
+  return {a.control.keep(t.row), any ? kAnyMagnitude : largest_kept(threshold), t.bits};
+}
 
 // A skipped step (ok = 0) still undoes and perturbs, but does not update.
 PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }

@@ -1,7 +1,7 @@
 #pragma once
 // The control tensor: everything a pass needs that changes from step to step, on the device, as a matrix of 8-byte
 // words [3 + rows, 16 + 2 directions], so that its shape tells both capacities.
-//   line 0      header: ok, skipped, draw, applied, run seed, rounding seed, choice (double)
+//   line 0      header: ok, skipped, draw, applied, run seed, rounding seed, choice (double), first direction
 //   line 1      seeds: uint64 of each direction
 //   line 2      losses: doubles, as the estimator saw them; from word 2 directions + 1 on the three of choose
 //   line 3 + r  row r: what some tensors share (a parameter group; decayed or not; trained since when), then the
@@ -13,7 +13,7 @@
 namespace pyzo {
 
 struct Control {
-  enum : int64_t { kOk, kSkipped, kDraw, kApplied, kRunSeed, kRoundingSeed, kChoice };
+  enum : int64_t { kOk, kSkipped, kDraw, kApplied, kRunSeed, kRoundingSeed, kChoice, kFirst };
   enum : int64_t {
     kLr,
     kEps,
@@ -30,6 +30,7 @@ struct Control {
     kKeep,         // int64: an element is trained where its 16 mask bits are below; 65536: all are
     kRefresh,      // int64: steps that a mask lasts
     kMaskSeed,     // uint64
+    kThreshold,    // double: an element is trained where its magnitude is at most this; +inf: all are
     kCoefficients = 16
   };
   static constexpr int64_t kHeader = 16, kLines = 3;  // words before the directions, lines before the rows
@@ -51,6 +52,7 @@ struct Control {
   PYZO_HD uint64_t rounding_seed() const { return uint64_t(words[kRoundingSeed]); }
   PYZO_HD uint64_t mask_seed(int64_t r) const { return uint64_t(row_words(r)[kMaskSeed]); }
   PYZO_HD uint32_t keep(int64_t r) const { return uint32_t(row_words(r)[kKeep]); }
+  PYZO_HD float threshold(int64_t r) const { return float(row(r)[kThreshold]); }
   PYZO_HD float coefficient(int64_t r, int64_t j) const { return float(row(r)[kCoefficients + j]); }
   PYZO_HD Group group(int64_t r) const {
     const double* d = row(r);
@@ -59,10 +61,12 @@ struct Control {
   }
 };
 
-// Draw the seeds of the next step.
+// Draw the seeds of the next step. Direction k of the control tensor is direction kFirst + k of the step, so that steps
+// whose directions lie in several control tensors (blocks of a model) give each a seed of its own.
 PYZO_HD void begin_step(Control c) {
   const uint64_t run = uint64_t(c.words[Control::kRunSeed]), t = uint64_t(++c.words[Control::kDraw]);
-  for (int64_t k = 0; k < c.directions; ++k) c.seeds()[k] = int64_t(direction_seed(run, t, uint64_t(k)));
+  const uint64_t first = uint64_t(c.words[Control::kFirst]);
+  for (int64_t k = 0; k < c.directions; ++k) c.seeds()[k] = int64_t(direction_seed(run, t, first + uint64_t(k)));
   c.words[Control::kRoundingSeed] = int64_t(direction_seed(run, t, kRoundingDirection));
   for (int64_t r = 0; r < c.rows; ++r) {
     int64_t* row = c.row_words(r);

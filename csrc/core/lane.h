@@ -92,6 +92,8 @@ struct Scalar {
   // a < b ? yes : no, for a and b below 2^31
   static PYZO_HD U below(U a, U b, U yes, U no) { return a < b ? yes : no; }
   static PYZO_HD F if_below(U a, U b, F yes, F no) { return a < b ? yes : no; }
+  // x <= most ? yes : no, for x below 2^31
+  static PYZO_HD F if_at_most(U x, int32_t most, F yes, F no) { return int32_t(x) <= most ? yes : no; }
   // a < b ? yes : no, of numbers; no where either is NaN
   static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   // x held within a bound. NaN stays NaN.

@@ -12,6 +12,9 @@ struct Isa {
   bool (*supported)();
   // Elements [begin, end) of one tensor (local indices), whose weights and states have these dtypes.
   void (*pass)(const PassArgs&, const TensorArgs&, Dtype, Dtype state, int64_t begin, int64_t end);
+  // The packed mask of elements [begin, end), begin a multiple of 8 and of the lanes: whose magnitude is at most
+  // `most`.
+  void (*mask_bits)(const void* weights, Dtype, int32_t most, uint8_t* packed, int64_t begin, int64_t end);
   void (*noise)(Source, Shard, int distribution, Dtype, void* out, int64_t begin, int64_t end);
 };
 

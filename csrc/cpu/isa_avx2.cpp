@@ -16,7 +16,7 @@ namespace pyzo::cpu {
 const Isa isa_avx2 = {
     "avx2",
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-    avx2::pass, avx2::noise};
+    avx2::pass, avx2::mask_bits, avx2::noise};
 }  // namespace pyzo::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

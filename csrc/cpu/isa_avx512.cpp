@@ -19,7 +19,7 @@ const Isa isa_avx512 = {"avx512",
                           return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
                         },
-                        avx512::pass, avx512::noise};
+                        avx512::pass, avx512::mask_bits, avx512::noise};
 }  // namespace pyzo::cpu
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,5 +4,5 @@
 #include "cpu/tile.h"
 
 namespace pyzo::cpu {
-const Isa isa_base = {"base", [] { return true; }, base::pass, base::noise};
+const Isa isa_base = {"base", [] { return true; }, base::pass, base::mask_bits, base::noise};
 }  // namespace pyzo::cpu

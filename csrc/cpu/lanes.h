@@ -37,6 +37,7 @@ struct Lanes {
   static PYZO_HD F sqrt_any(F x) { return sqrt(x); }
   static PYZO_HD F divide(F a, F b) { return a / b; }
   static PYZO_HD F if_below(U a, U b, F yes, F no) { return (I)a < (I)b ? yes : no; }
+  static PYZO_HD F if_at_most(U x, int32_t most, F yes, F no) { return (I)x <= (I)splat(uint32_t(most)) ? yes : no; }
   static PYZO_HD F reciprocal(F x) { return splat(1.0f) / x; }
   static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
   static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
@@ -108,6 +109,20 @@ struct Lanes {
     for (int j = 0; j < 4; ++j)
       for (int k = 0; k < 4; ++k) t[j][k] = v[k][j];
     for (int j = 0; j < 4; ++j) v[j] = t[j];
+#endif
+  }
+
+  // Bit l: x <= most in lane l, for x below 2^31.
+  static PYZO_HD uint32_t bits_at_most(U x, int32_t most) {
+#if PYZO_LANES == 16
+    return _mm512_cmple_epi32_mask((__m512i)x, _mm512_set1_epi32(most));
+#elif PYZO_LANES == 8
+    return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32((__m256i)x, _mm256_set1_epi32(most))))) ^
+           0xffu;
+#else
+    uint32_t bits = 0;
+    for (int l = 0; l < kLanes; ++l) bits |= uint32_t(int32_t(x[l]) <= most) << l;
+    return bits;
 #endif
   }
 

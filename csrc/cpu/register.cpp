@@ -15,20 +15,34 @@ constexpr int64_t kGrain = 16;  // tiles a thread must have to be worth waking
 
 int64_t tiles(int64_t n) { return (n + cpu::kTile - 1) / cpu::kTile; }
 
+// Cuts items of these sizes into tiles and gives each thread a run of tiles: work(item, begin, end) for elements.
+template <class Item, class Work>
+void over_tiles(const std::vector<Item>& items, const Work& work) {
+  std::vector<int64_t> first(1, 0);  // tile number at which each item begins
+  for (const Item& item : items) first.push_back(first.back() + tiles(item.n));
+  torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
+    size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
+    for (; begin < end; ++i) {
+      const int64_t stop = std::min(end, first[i + 1]);
+      work(i, (begin - first[i]) * cpu::kTile, std::min((stop - first[i]) * cpu::kTile, items[i].n));
+      begin = stop;
+    }
+  });
+}
+
 struct CpuPass {
   static void pass(const Tensor&, const PassArgs& args, const PassTensors& work) {
-    std::vector<int64_t> first(1, 0);  // tile number at which each tensor begins
-    for (const TensorArgs& t : work.tensors) first.push_back(first.back() + tiles(t.n));
     const cpu::Isa& isa = cpu::isa();
-    torch::stable::parallel_for(0, first.back(), kGrain, [&](int64_t begin, int64_t end) {
-      size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;
-      for (; begin < end; ++i) {
-        const TensorArgs& t = work.tensors[i];
-        const int64_t stop = std::min(end, first[i + 1]);
-        isa.pass(args, t, work.dtypes[i], work.state, (begin - first[i]) * cpu::kTile,
-                 std::min((stop - first[i]) * cpu::kTile, t.n));
-        begin = stop;
-      }
+    over_tiles(work.tensors, [&](size_t i, int64_t begin, int64_t end) {
+      isa.pass(args, work.tensors[i], work.dtypes[i], work.state, begin, end);
+    });
+  }
+
+  static void mask_bits(const Tensor&, Control c, const std::vector<MaskArgs>& work) {
+    const cpu::Isa& isa = cpu::isa();
+    over_tiles(work, [&](size_t i, int64_t begin, int64_t end) {
+      const MaskArgs& m = work[i];
+      isa.mask_bits(m.weights, m.dtype, largest_kept(c.threshold(m.row)), m.packed, begin, end);
     });
   }
 

@@ -55,6 +55,8 @@ inline void fill(int distribution, Source s, uint64_t start, int64_t first, int6
     fill_rademacher(s, start, first, last, tile);
 }
 
+constexpr uint16_t kNeverKept = 0xffff;
+
 // What one tensor's share of a pass is, the same for all its tiles.
 template <int kRule>
 struct TensorPass {
@@ -62,22 +64,42 @@ struct TensorPass {
   const TensorArgs& t;
   PassLanes<Lanes, kRule> lanes;
   bool update, stochastic;
-  uint32_t keep;
+  Mask mask;
+  bool masked;
 };
+
+// What a packed mask leaves out gets mask bits that no threshold keeps. origin: local index of the tile's element 0.
+inline void leave_out(const uint8_t* packed, int64_t origin, int64_t first, int64_t last, RandomBits& mask) {
+  typedef uint16_t Eight __attribute__((vector_size(16)));
+  constexpr Eight kPlace = {1, 2, 4, 8, 16, 32, 64, 128};
+  const auto one = [&](int64_t i) {
+    if (!mask_bit(packed, origin + i)) mask.bits[i] = kNeverKept;
+  };
+  int64_t i = first;
+  for (; i < last && (origin + i) % 8 != 0; ++i) one(i);
+  for (; i + 8 <= last; i += 8) {
+    Eight bits;
+    __builtin_memcpy(&bits, mask.bits + i, sizeof bits);
+    bits |= (Eight)((kPlace & uint16_t(packed[(origin + i) / 8])) == 0);
+    __builtin_memcpy(mask.bits + i, &bits, sizeof bits);
+  }
+  for (; i < last; ++i) one(i);
+}
 
 // The noise of a tile as a pass needs it.
 struct TileNoise {
   Tile undo, estimate, perturb;
-  RandomBits rounding, mask;
+  RandomBits rounding;
+  RandomBits mask;    // of what the mask keeps they are below min(keep, kNeverKept); magnitudes are not in it
   const Tile *u, *p;  // where undo's and perturb's noise is
   float scale;        // of the estimate
 
   template <int kRule>
-  void draw(const TensorPass<kRule>& pass, uint64_t start, int64_t first, int64_t last);
+  void draw(const TensorPass<kRule>& pass, uint64_t start, int64_t origin, int64_t first, int64_t last);
 };
 
 template <int kRule>
-void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t first, int64_t last) {
+void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t origin, int64_t first, int64_t last) {
   const PassArgs& a = pass.a;
   const auto fill_direction = [&](int j, Tile& z) {
     fill(a.distribution, {a.control.seed(j), pass.t.key}, start, first, last, z);
@@ -109,8 +131,12 @@ void TileNoise::draw(const TensorPass<kRule>& pass, uint64_t start, int64_t firs
   if (pass.stochastic)
     fill_bits<Lanes>({a.control.rounding_seed(), pass.t.key}, kRoundingStream, a.retract ? 0xffffffffu : 0u, start,
                      first, last, rounding);
-  if (pass.keep < kKeepAll)
+  if (!pass.masked) return;
+  if (pass.mask.keep < kKeepAll)
     fill_bits<Lanes>({a.control.mask_seed(pass.t.row), pass.t.key}, kMaskStream, 0u, start, first, last, mask);
+  else
+    mask = {};
+  if (pass.mask.packed) leave_out(pass.mask.packed, origin, first, last, mask);
 }
 
 // Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments.
@@ -128,8 +154,8 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
   const bool undo = kDoes & kKnown ? (kDoes & kUndoes) != 0 : pass.a.undo >= 0;
   const bool update = kDoes & kKnown ? (kDoes & kUpdates) != 0 : pass.update;
   const bool perturb = kDoes & kKnown ? (kDoes & kPerturbs) != 0 : pass.a.perturb >= 0;
-  const bool masked = kDoes & kKnown ? false : pass.keep < kKeepAll;
-  const U keep = Lanes::splat(pass.keep);
+  const bool masked = kDoes & kKnown ? false : pass.masked;
+  const U keep = Lanes::splat(pass.mask.keep < kNeverKept ? pass.mask.keep : kNeverKept);
 
   struct Vector {
     F w, state[kMaxStates];
@@ -137,6 +163,10 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
   // The vector at i of the tile, whose data is `at` of the pointers.
   const auto result = [&](int64_t i, int64_t at, const void* from, const char* const* from_state) {
     const F w = Lanes::load<T>(from, at);
+    const auto if_kept = [&](F yes, F no) {
+      const F drawn = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, yes, no);
+      return if_small<Lanes>(w, pass.mask.most, drawn, no);
+    };
     Vector x = {w, {}};
     if (undo) x.w = add_noise<Lanes, T>(x.w, zu->v[uint64_t(i) / kLanes], s.undo_scale);
     if (update) {
@@ -147,11 +177,10 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
       x.w =
           update_element<Lanes, T, S, kStochastic>(x.w, c * noise.estimate.v[uint64_t(i) / kLanes], x.state, random, s);
       if (masked)
-        for (int k = 0; k < kStates; ++k)
-          x.state[k] = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, x.state[k], old[k]);
+        for (int k = 0; k < kStates; ++k) x.state[k] = if_kept(x.state[k], old[k]);
     }
     if (perturb) x.w = add_noise<Lanes, T>(x.w, zp->v[uint64_t(i) / kLanes], s.perturb_scale);
-    if (masked) x.w = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, x.w, w);
+    if (masked) x.w = if_kept(x.w, w);
     x.w = Lanes::if_changed(x.w, w);
     return x;
   };
@@ -207,7 +236,7 @@ void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const ch
   if constexpr (kLanes > 4) {
     const int does =
         (pass.a.undo >= 0 ? kUndoes : 0) | (pass.update ? kUpdates : 0) | (pass.a.perturb >= 0 ? kPerturbs : 0);
-    switch (pass.keep < kKeepAll ? -1 : does) {
+    switch (pass.masked ? -1 : does) {
 #define PYZO_CASE(does)                                                              \
   case does:                                                                         \
     if constexpr (kRule == kSgd || does == kUpdates || does == (kUndoes | kUpdates)) \
@@ -246,15 +275,16 @@ void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t 
   constexpr bool kRounds = T != kFloat32 || (kStates > 0 && S != kFloat32);  // something to 16 bits
   const bool update = updates(a);
   const bool stochastic = update && a.stochastic && kRounds;
-  const TensorPass<kRule> pass = {a, t, {a, t.row}, update, stochastic, keep_of(a, t.row)};
+  const Mask mask = mask_of(a, t);
+  const TensorPass<kRule> pass = {a, t, {a, t.row}, update, stochastic, mask, !mask.keeps_all()};
   TileNoise noise;
   for_runs(t.shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
     for (int64_t done = 0; done < n;) {
       const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
       const int64_t first = int64_t(index - start);
       const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
-      noise.draw(pass, start, first, last);
       const int64_t origin = local + done - first;
+      noise.draw(pass, start, origin, first, last);
       const char* src = static_cast<const char*>(t.src) + origin * kSize;
       char* dst = static_cast<char*>(t.dst) + origin * kSize;
       char* state[kMaxStates] = {};
@@ -296,6 +326,41 @@ void pass(const PassArgs& a, const TensorArgs& t, Dtype dtype, Dtype state, int6
       return pass_of<kBFloat16>(a, t, state, begin, end);
     case kFloat16:
       return pass_of<kFloat16>(a, t, state, begin, end);
+    case kFloat64:
+      break;  // no weight has it
+  }
+}
+
+template <Dtype T>
+void mask_bits_tensor(const void* weights, int32_t most, uint8_t* packed, int64_t begin, int64_t end) {
+  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kGroup = kLanes > 8 ? kLanes : 8;
+  const auto bits_of = [&](const void* from, int64_t at) {
+    uint32_t bits = 0;
+    for (int64_t l = 0; l < kGroup; l += kLanes)
+      bits |= Lanes::bits_at_most(magnitude<Lanes>(Lanes::load<T>(from, at + l)), most) << l;
+    return bits;
+  };
+  int64_t i = begin;
+  for (; i + kGroup <= end; i += kGroup) {
+    const uint32_t bits = bits_of(weights, i);
+    __builtin_memcpy(packed + i / 8, &bits, kGroup / 8);
+  }
+  if (i < end) {
+    alignas(64) char buffer[kGroup * kSize] = {};
+    __builtin_memcpy(buffer, static_cast<const char*>(weights) + i * kSize, (end - i) * kSize);
+    const uint32_t bits = bits_of(buffer, 0) & ((1u << (end - i)) - 1u);
+    __builtin_memcpy(packed + i / 8, &bits, mask_bytes(end - i));
+  }
+}
+
+void mask_bits(const void* weights, Dtype dtype, int32_t most, uint8_t* packed, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case kFloat32:
+      return mask_bits_tensor<kFloat32>(weights, most, packed, begin, end);
+    case kBFloat16:
+      return mask_bits_tensor<kBFloat16>(weights, most, packed, begin, end);
+    case kFloat16:
+      return mask_bits_tensor<kFloat16>(weights, most, packed, begin, end);
     case kFloat64:
       break;  // no weight has it
   }

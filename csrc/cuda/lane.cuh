@@ -132,6 +132,17 @@ __device__ __forceinline__ float noise1(Source s, uint64_t g) {
   return k < 2 ? (k == 0 ? z[0] : z[1]) : (k == 2 ? z[2] : z[3]);
 }
 
+// The same of a distribution that is known as the kernel runs, for kernels that are not worth two.
+__device__ __forceinline__ void noise4(int distribution, Source s, uint64_t g, float z[4]) {
+  if (distribution == kNormal)
+    noise4<kNormal>(s, g, z);
+  else
+    noise4<kRademacher>(s, g, z);
+}
+__device__ __forceinline__ float noise1(int distribution, Source s, uint64_t g) {
+  return distribution == kNormal ? noise1<kNormal>(s, g) : noise1<kRademacher>(s, g);
+}
+
 // Four elements of a state from local index i, a multiple of 4.
 template <Dtype S>
 __device__ __forceinline__ void load4(const void* base, int64_t i, float x[4]) {
@@ -171,6 +182,11 @@ __device__ __forceinline__ Bits8 bits8(Source s, Stream stream, const uint64_t g
   const Words<uint32_t> b = field_words<Lane>(s, stream, global[1] / kBitsPerCounter, 0u);
   const bool high_a = global[0] & 4, high_b = global[1] & 4;
   return {{high_a ? a.z : a.x, high_a ? a.w : a.y, high_b ? b.z : b.x, high_b ? b.w : b.y}};
+}
+
+// The bits of a packed mask for a thread's 8 elements. at[g]: local index of group g, a multiple of 4.
+__device__ __forceinline__ uint32_t packed8(const uint8_t* packed, const int64_t at[2]) {
+  return (packed[at[0] / 8] >> (at[0] & 4) & 15u) | (packed[at[1] / 8] >> (at[1] & 4) & 15u) << 4;
 }
 
 // The 16 bits of one element.

@@ -42,19 +42,24 @@ struct Scalars {
   uint64_t seed;      // of the only direction
   float coefficient;  // of the only direction
   uint64_t rounding_seed, mask_seed;
-  uint32_t keep;
+  Mask mask;
 
-  __device__ Scalars(const PassArgs& a, int64_t row)
-      : lanes(a, row),
+  __device__ Scalars(const PassArgs& a, const TensorArgs& t)
+      : lanes(a, t.row),
         seed(0),
         coefficient(0),
         rounding_seed(a.control.rounding_seed()),
-        mask_seed(a.control.mask_seed(row)),
-        keep(keep_of(a, row)) {
+        mask_seed(a.control.mask_seed(t.row)),
+        mask(mask_of(a, t)) {
     if constexpr (kKind != kMany) {
       seed = a.control.seed(kKind & kUpdates ? 0 : kKind & kUndoes ? a.undo : a.perturb);
-      if (kKind & kUpdates) coefficient = a.control.coefficient(row, 0);
+      if (kKind & kUpdates) coefficient = a.control.coefficient(t.row, 0);
     }
+  }
+
+  // Whether the mask lets an element move that has these mask bits, this bit of the packed mask and this weight.
+  __device__ __forceinline__ bool trained(uint32_t drawn, bool packed, float w) const {
+    return drawn < mask.keep && packed && int32_t(magnitude<Lane>(w)) <= mask.most;
   }
 };
 
@@ -117,8 +122,8 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
     const TensorArgs& t = launch.entries[e].tensor;
     const int64_t first_tile = launch.entries[e].first_tile;
     const int64_t end = e + 1 < launch.count ? launch.entries[e + 1].first_tile : launch.tiles;
-    const Scalars<kKind, kRule> s(a, t.row);
-    const bool masked = kKind == kMany && s.keep < kKeepAll;
+    const Scalars<kKind, kRule> s(a, t);
+    const bool masked = kKind == kMany && !s.mask.keeps_all();
     uintptr_t addresses = reinterpret_cast<uintptr_t>(t.src) | reinterpret_cast<uintptr_t>(t.dst);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) addresses |= reinterpret_cast<uintptr_t>(t.state[i]);
@@ -153,11 +158,13 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
 #pragma unroll
           for (int k = 0; k < 4; ++k) rounding.words[k] ^= flip;
         }
-        if (masked) mask = bits8<T>({s.mask_seed, t.key}, kMaskStream, global);
+        uint32_t packed = 0xffu;
+        if (masked && s.mask.keep < kKeepAll) mask = bits8<T>({s.mask_seed, t.key}, kMaskStream, global);
+        if (masked && s.mask.packed) packed = packed8(s.mask.packed, at);
 #pragma unroll
         for (int k = 0; k < 8; ++k)
-          w[k] = element<T, S, kKind, kStochastic>(a, update, !masked || mask.at(k) < s.keep, s, w[k], undo[k], g[k],
-                                                   perturb[k], rounding.at(k), state[k]);
+          w[k] = element<T, S, kKind, kStochastic>(a, update, !masked || s.trained(mask.at(k), packed >> k & 1, w[k]),
+                                                   s, w[k], undo[k], g[k], perturb[k], rounding.at(k), state[k]);
         store8<T>(t.dst, at, w);
         if (update) {
 #pragma unroll
@@ -182,12 +189,14 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
           uint32_t random = 0;
           if constexpr (kStochastic)
             random = (bits1({s.rounding_seed, t.key}, kRoundingStream, global) ^ flip) & 0xffffu;
-          const bool trained = !masked || bits1({s.mask_seed, t.key}, kMaskStream, global) < s.keep;
           if (update) {
 #pragma unroll
             for (int j = 0; j < kStates; ++j) state[j] = widen<S>(static_cast<const Storage<S>*>(t.state[j])[i]);
           }
           const float w = widen<T>(static_cast<const Storage<T>*>(t.src)[i]);
+          const bool trained =
+              !masked || s.trained(s.mask.keep < kKeepAll ? bits1({s.mask_seed, t.key}, kMaskStream, global) : 0u,
+                                   !s.mask.packed || mask_bit(s.mask.packed, i), w);
           static_cast<Storage<T>*>(t.dst)[i] = narrow<T>(
               element<T, S, kKind, kStochastic>(a, update, trained, s, w, undo[0], g[0], perturb[0], random, state));
           if (update) {

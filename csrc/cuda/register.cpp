@@ -10,17 +10,38 @@
 namespace pyzo {
 namespace {
 
+// Calls run(dtype, tensors) for the tensors of each dtype that occurs.
+template <class Run>
+void by_dtype(const std::vector<TensorArgs>& tensors, const std::vector<Dtype>& dtypes, const Run& run) {
+  for (const Dtype dtype : {kFloat32, kBFloat16, kFloat16}) {
+    std::vector<TensorArgs> same;
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (dtypes[i] == dtype) same.push_back(tensors[i]);
+    if (!same.empty()) run(dtype, same);
+  }
+}
+
 struct CudaPass {
   static void pass(const Tensor& control, const PassArgs& args, const PassTensors& work) {
-    for (const Dtype dtype : {kFloat32, kBFloat16, kFloat16}) {
-      std::vector<TensorArgs> same;
-      for (size_t i = 0; i < work.tensors.size(); ++i)
-        if (work.dtypes[i] == dtype) same.push_back(work.tensors[i]);
-      if (same.empty()) continue;
+    by_dtype(work.tensors, work.dtypes, [&](Dtype dtype, const std::vector<TensorArgs>& same) {
       on_stream(control, [&](CUstream_st* stream) {
         return cuda::pass(args, same.data(), same.size(), dtype, work.state, stream);
       });
+    });
+  }
+
+  static void mask_bits(const Tensor& control, Control c, const std::vector<MaskArgs>& work) {
+    std::vector<TensorArgs> tensors;
+    std::vector<Dtype> dtypes;
+    for (const MaskArgs& m : work) {
+      TensorArgs t = {};
+      t.src = m.weights, t.dst = m.packed, t.n = m.n, t.row = m.row;
+      tensors.push_back(t), dtypes.push_back(m.dtype);
     }
+    by_dtype(tensors, dtypes, [&](Dtype dtype, const std::vector<TensorArgs>& same) {
+      on_stream(control,
+                [&](CUstream_st* stream) { return cuda::mask_bits(c, same.data(), same.size(), dtype, stream); });
+    });
   }
 
   static void noise(const Tensor& out, Source source, Shard shard, int distribution, Dtype dtype) {

@@ -91,42 +91,48 @@ inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
                   s.base, ", inner ", s.inner, ", stride ", s.stride, " for ", n, " elements");
 }
 
+// The memory of one tensor of a list.
 struct Span {
   uintptr_t begin, end;
+  const char* list;
   size_t index;
   bool operator<(const Span& o) const { return begin < o.begin; }
+  std::string name() const { return at(list, index); }
 };
 
-inline std::vector<Span> spans(const std::vector<Tensor>& list) {
+struct NamedList {
+  const char* name;
+  const std::vector<Tensor>& tensors;
+};
+
+inline std::vector<Span> spans(std::initializer_list<NamedList> lists) {
   std::vector<Span> out;
-  for (size_t i = 0; i < list.size(); ++i) {
-    const int64_t n = list[i].numel();
-    if (n == 0) continue;
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(list[i].data_ptr());
-    out.push_back({begin, begin + uintptr_t(n) * list[i].element_size(), i});
-  }
+  for (const NamedList& list : lists)
+    for (size_t i = 0; i < list.tensors.size(); ++i) {
+      const Tensor& t = list.tensors[i];
+      if (t.numel() == 0) continue;
+      const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+      out.push_back({begin, begin + uintptr_t(t.numel()) * t.element_size(), list.name, i});
+    }
   std::sort(out.begin(), out.end());
   return out;
 }
 
-// No two tensors that are written share memory, and a source shares memory with its own destination only, and then
-// with all of it.
-inline void check_overlap(const std::vector<Tensor>& src, const std::vector<Tensor>& dst,
-                          const std::vector<Tensor>& state) {
-  std::vector<Tensor> written = dst;
-  written.insert(written.end(), state.begin(), state.end());
-  const auto name = [&](size_t i) { return i < dst.size() ? at("dst", i) : at("state", i - dst.size()); };
+// No two tensors that are written share memory. What is read shares none with them, but where `own` names a list that
+// is written, a tensor that is read may be that of its own place there, all of it.
+inline void check_overlap(std::initializer_list<NamedList> written, std::initializer_list<NamedList> read,
+                          const char* own = nullptr) {
   const std::vector<Span> to = spans(written);
   for (size_t k = 1; k < to.size(); ++k)
-    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, name(to[k].index),
-                    ": expected memory of its own, got a tensor that overlaps ", name(to[k - 1].index));
-  for (const Span& from : spans(src)) {
+    STD_TORCH_CHECK(to[k - 1].end <= to[k].begin, to[k].name(),
+                    ": expected memory of its own, got a tensor that overlaps ", to[k - 1].name());
+  for (const Span& from : spans(read)) {
     auto hit = std::upper_bound(to.begin(), to.end(), from);
     if (hit != to.begin() && (hit - 1)->end > from.begin) --hit;
     for (; hit != to.end() && hit->begin < from.end; ++hit)
-      STD_TORCH_CHECK(hit->index == from.index && hit->begin == from.begin, at("src", from.index),
+      STD_TORCH_CHECK(own && hit->list == own && hit->index == from.index && hit->begin == from.begin, from.name(),
                       ": expected memory apart from the destinations or that of its own, got a tensor that overlaps ",
-                      name(hit->index));
+                      hit->name());
   }
 }
 

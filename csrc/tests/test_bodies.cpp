@@ -55,8 +55,12 @@ struct Element {
 template <Dtype T, Dtype S, int kRule>
 Element<T, S> scalar_pass(const PassArgs& a, const TensorArgs& t, Element<T, S> x, int64_t i) {
   const uint64_t index = t.shard.global(i);
-  if (a.masked && scalar_bits({a.control.mask_seed(t.row), t.key}, kMaskStream, index) >= a.control.keep(t.row))
-    return x;
+  if (a.masked) {
+    const float threshold = a.control.threshold(t.row), w = Storage<T>::load(x.weight);
+    if (scalar_bits({a.control.mask_seed(t.row), t.key}, kMaskStream, index) >= a.control.keep(t.row)) return x;
+    if (threshold < HUGE_VALF && !(std::fabs(w) <= threshold)) return x;
+    if (t.bits && (t.bits[i / 8] >> i % 8 & 1) == 0) return x;
+  }
   const auto z = [&](int64_t j) { return scalar_noise(a.distribution, {a.control.seed(j), t.key}, index); };
   const PassLanes<Scalar, kRule> s(a, t.row);
   const float before = Storage<T>::load(x.weight);
@@ -128,6 +132,7 @@ void fill_control(Control control, test::Random& random) {
     control.row_words(r)[Control::kAge] = age;
     row[Control::kCorrection1] = 1.0 - power(0.9, age), row[Control::kCorrection2] = 1.0 - power(0.99, age);
     control.row_words(r)[Control::kKeep] = random.below(3) ? random.below(kKeepAll) : int64_t(kKeepAll);
+    row[Control::kThreshold] = random.below(3) ? HUGE_VAL : std::ldexp(1.0, int(random.below(24)) - 16);
     for (int64_t j = 0; j < control.directions; ++j)
       row[Control::kCoefficients + j] = double(random.below(2001) - 1000) / 500;
   }
@@ -168,7 +173,9 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
     auto to = some_codes<T>(n, random);
     const auto untouched = to;
     std::vector<typename Storage<S>::Code> state[kMaxStates], old_state[kMaxStates];
-    TensorArgs t = {from.data(), to.data(), {}, n, random.next() >> 8, shard, row};
+    std::vector<uint8_t> packed(size_t(mask_bytes(n)));
+    for (uint8_t& byte : packed) byte = uint8_t(random.word());
+    TensorArgs t = {from.data(), to.data(), {}, n, random.next() >> 8, shard, row, either() ? packed.data() : nullptr};
     for (int k = 0; k < kStates; ++k) {
       state[k] = some_codes<S>(n, random);
       if (k == 1)  // second moments are not negative

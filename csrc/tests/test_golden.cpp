@@ -1,5 +1,6 @@
 // The golden hashes of tests/golden.txt (first argument), for every instruction set this machine has.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -62,7 +63,7 @@ void check_pass(const cpu::Isa& isa, const std::string& line, std::istringstream
   std::vector<char> weights(size_t(f.n * size_of(s.dtype)));
   isa.noise({1, f.source.key}, f.shard, kNormal, s.dtype, weights.data(), 0, f.n);
   std::vector<char> states[kMaxStates];
-  TensorArgs t = {weights.data(), weights.data(), {}, f.n, f.source.key, f.shard, 0};
+  TensorArgs t = {weights.data(), weights.data(), {}, f.n, f.source.key, f.shard, 0, nullptr};
   for (int k = 0; k < states_of(s.rule); ++k) {
     states[k].resize(size_t(f.n * size_of(s.state)));
     t.state[k] = states[k].data();
@@ -74,6 +75,7 @@ void check_pass(const cpu::Isa& isa, const std::string& line, std::istringstream
   row[Control::kLr] = 0.5, row[Control::kEps] = 0.01, row[Control::kWeightDecay] = 0.1;
   row[Control::kBeta1] = 0.9, row[Control::kBeta2] = 0.99, row[Control::kDampening] = 0.25;
   row[Control::kRuleEps] = 1e-3, row[Control::kOption] = s.option;
+  row[Control::kThreshold] = HUGE_VAL;
   control.row_words(0)[Control::kKeep] = s.keep, control.row_words(0)[Control::kRefresh] = 1;
   PassArgs a = {};
   a.control = control, a.distribution = s.distribution, a.rule = s.rule;

@@ -1,5 +1,7 @@
 """The operators of zeroth-order steps: a fake of each for torch.compile, and a typed function around each."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .library import operators as _ops
@@ -15,7 +17,7 @@ def _nothing(*args: object) -> None:
     """Fake of an operator that only writes into its arguments."""
 
 
-for _name in ("pass_", "noise_", "philox_", "begin_step_", "estimate_", "choose_"):
+for _name in ("pass_", "mask_bits_", "noise_", "philox_", "begin_step_", "estimate_", "choose_"):
     torch.library.register_fake(f"pyzo::{_name}", _nothing)
 
 
@@ -53,6 +55,8 @@ def pass_(
     table: torch.Tensor,
     control: torch.Tensor,
     *,
+    bits: Sequence[torch.Tensor] = (),
+    indices: Sequence[torch.Tensor] = (),
     distribution: int,
     undo: int = -1,
     undo_sign: float = 0.0,
@@ -69,11 +73,18 @@ def pass_(
     """One sweep over tensors of one device (DESIGN.md section 4): undo, then update, then perturb, each element once.
 
     Args:
-        src: where the weights are read; empty: from `dst`.
+        src: where the weights are read; empty: from `dst`. With `indices` as long as each list: the listed weights.
         dst: contiguous float32, bfloat16 or float16 tensors, any shapes, none sharing memory.
         state: what the rule keeps, float32 or bfloat16: its first state for every tensor of `dst`, then its second.
+            With `indices` as long as each list.
         table: int64 [len(dst), 5] on the CPU: key, base, inner, stride (the shard), row of `control`.
         control: int64 [3 + rows, 16 + 2 directions] on the tensors' device (csrc/core/control.h).
+        bits: none, or one mask for each tensor of `dst`: contiguous uint8 [ceil(n / 8)], element 8 j + k in bit k of
+            byte j, or no bytes where a tensor has no such mask. Heeded where `masked`.
+        indices: none, or the local indices of the only elements of each tensor of `dst` that the pass touches, at the
+            cost of those: contiguous int64 [listed], strictly increasing, in [0, n). Not beside `bits`. They are
+            checked on the CPU; on CUDA an index outside [0, n) is passed over, and what one is that stands twice or
+            out of order, is not checked.
         undo: direction whose perturbation is taken back by adding undo_sign * eps * z, or -1.
         rule: a number of RULES.
         directions: how many directions, from 0 on, the update sums; 0: no update.
@@ -83,12 +94,16 @@ def pass_(
             other sign exactly, but where it crossed a power of two.
         perturb: direction that is added last, times perturb_sign * eps, or -1.
         stochastic: round the update of 16-bit weights and states stochastically.
-        masked: leave elements alone that are outside the mask of their row.
+        masked: leave elements alone that are outside the mask: whose 16 mask bits are not below the row's `keep`, whose
+            bit in `bits` is 0, or whose magnitude in `src` is above the row's threshold. In place no magnitude counts:
+            `mask_bits_` notes what it was before the weights moved.
     """
     _ops.pass_(
         src,
         dst,
         state,
+        list(bits),
+        list(indices),
         table,
         control,
         distribution,
@@ -104,6 +119,21 @@ def pass_(
         stochastic,
         masked,
     )
+
+
+def mask_bits_(
+    weights: list[torch.Tensor], bits: list[torch.Tensor], table: torch.Tensor, control: torch.Tensor
+) -> None:
+    """Which weights are at most their row's threshold in magnitude (a NaN is not), for `pass_`.
+
+    Args:
+        weights: contiguous float32, bfloat16 or float16 tensors of one device.
+        bits: where the masks go: contiguous uint8 [ceil(n / 8)] for each; element 8 j + k in bit k of byte j, bits that
+            belong to no element 0.
+        table: as `pass_` takes it, of which the row alone is read.
+        control: as `pass_` takes it.
+    """
+    _ops.mask_bits_(weights, bits, table, control)
 
 
 def noise_(out: torch.Tensor, *, seed: int, key: int, base: int, inner: int, stride: int, distribution: int) -> None:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +11,14 @@ import torch
 from pyzo import ops
 from pyzo.control import KEEP_ALL, Control, Row
 from pyzo.estimators import FORWARD, Estimator, TwoSided
-from pyzo.field import NOISE_VERSION
 from pyzo.interrupts import DeferredInterrupts
-from pyzo.masks import Random
-from pyzo.optim.params import Params, named_tensors, read_params
+from pyzo.masks import Mask, TensorMask
+from pyzo.optim import saving
+from pyzo.optim.params import Named, Params, named_tensors, read_params
 from pyzo.optim.points import Points, warn_of_quantum
+from pyzo.optim.prefix import Prefix
 from pyzo.optim.ranks import Ranks
+from pyzo.optim.runs import FittedMasks, Probed, RowKey, Run
 from pyzo.passes import Sweep, Trained, Update
 from pyzo.stores import InPlace, choose
 
@@ -27,24 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Last", "Params", "ZOOptimizer"]
 
-RowKey = tuple[int, bool, int]  # group, whether its weights decay, how many updates were applied before they joined
-
 
 @dataclass(frozen=True)
 class Last:
-    """What the latest step saw. Reading waits for the device.
+    """What the latest step saw. Reading waits for the device. A step with blocks has u units, one after another; else
+    u = 1.
 
     Attributes:
-        losses: float64, as the estimator took them (`pyzo.estimators`), averaged over ranks.
-        coefficients: float64 [groups, q]: c of g = sum c_k z_k, per parameter group.
-        seeds: of the directions, integers in [0, 2^64).
-        candidates: float64 [3], of a conservative step: l(w), l(w - lr g), l(w + lr g); else None.
+        losses: float64, as the estimator took them (`pyzo.estimators`), averaged over ranks, of all units.
+        coefficients: float64 [groups, u q]: c of g = sum c_k z_k, per parameter group; 0 where it has no part.
+        seeds: of the directions, u q integers in [0, 2^64).
+        forwards: how often the closure was called.
+        candidates: float64 [3], of a conservative step: l(w), l(w - lr g), l(w + lr g); of its last block; else None.
         choice: of a conservative step: 0, 1 or -1 for the three in this order; else None.
     """
 
     losses: torch.Tensor
     coefficients: torch.Tensor
     seeds: list[int]
+    forwards: int
     candidates: torch.Tensor | None = None
     choice: int | None = None
 
@@ -59,7 +62,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         eps: length of the probe; 1e-3 for full weights, 1e-2 for LoRA, 1e-1 for prefixes (arXiv 2305.17333).
         weight_decay: of all trained weights, but not of biases and norm weights where `params` is a module.
         estimator: one of `pyzo.estimators`; None: TwoSided(q=1).
-        mask: `pyzo.masks.Random`, or None: every element moves.
+        mask: one of `pyzo.masks`, or None: every element moves.
         distribution: "normal" or "rademacher" directions.
         store: "inplace", "snapshot" or "auto"; what was chosen and why is in `opt.store`.
         rounding: "stochastic" or "nearest" rounding of updates of 16-bit weights and states.
@@ -82,7 +85,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         eps: float = 1e-3,
         weight_decay: float = 0.0,
         estimator: Estimator | None = None,
-        mask: Random | None = None,
+        mask: Mask | None = None,
         distribution: str = "normal",
         store: str = "auto",
         rounding: str = "stochastic",
@@ -103,28 +106,29 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._stochastic = rounding == "stochastic"
         self._state_dtype = state_dtype
         self._ranks = Ranks(process_group)
-        self._controls: dict[torch.device, Control] = {}
-        self._rows: list[RowKey] = []
-        self._born: dict[torch.Tensor, int] = {}  # how many applied updates a tensor had no part in
-        self._paused: dict[torch.Tensor, int] = {}  # how many were applied before a tensor was frozen
+        self._runs: list[Run] = []
+        self._masks = FittedMasks()
+        self._ages: dict[torch.Tensor, int] = {}  # how many updates each tensor had, when last looked at
+        self._born: dict[torch.Tensor, int] = {}  # updates of its block that a trained tensor had no part in
+        self._block_of: dict[int, int] = {}  # id of a tensor -> number of its block
+        self._steps = 0  # made so far
         self._sweep: Sweep | None = None
-        self._signature: list[tuple[Any, ...]] = []
-        self._losses_seen = 0
+        self._signature: list[object] = []
+        self._seen: list[Probed] = []
+        self._forwards = 0
         self._warned_skips = 0
         self._warned_dtype = False
         self._mode = "live"  # or "idle", "recording": see pyzo/optim/graph.py
         given = read_params(params)
+        self._module = given.module
         self._undecayed = given.undecayed
         super().__init__(given.groups, {**defaults, "eps": eps, "weight_decay": weight_decay, "mask": mask})
         self._choose_rule()
-        for index in range(len(self.param_groups)):
-            self._check_group(index)
-        tensors = [named.tensor for named in named_tensors(self.param_groups)]
+        sweep = self._prepare()
         if store == "auto" and self._estimator.kind == FORWARD:
             self.store = InPlace("forward-mode differentiation does not move the weights")
         else:
-            self.store = choose(store, tensors, given.module_bytes)
-        self._prepare()
+            self.store = choose(store, sweep, given.module_bytes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, but without its wrapper against compilation, which imports torch._dynamo: tens of megabytes."""
@@ -148,166 +152,241 @@ class ZOOptimizer(torch.optim.Optimizer):
         for name in ("lr", "weight_decay"):
             check_number(name, group[name], where, 0.0)
         check_number("eps", group["eps"], where, 0.0, open_low=True)
-        if group["mask"] is not None and not isinstance(group["mask"], Random):
-            raise TypeError(f"mask: expected None or pyzo.masks.Random, got {type(group['mask']).__name__} {where}")
+        if group["mask"] is not None and not isinstance(group["mask"], Mask):
+            raise TypeError(f"mask: expected None or one of pyzo.masks, got {type(group['mask']).__name__} {where}")
         self._check_own(group, where)
 
     def _row(self, key: RowKey) -> Row:
-        index, decays, born = key
-        group = self.param_groups[index]
+        group = self.param_groups[key.group]
         mask = group["mask"]
+        drawn = KEEP_ALL if mask is None else mask.keep if key.mask is None else key.mask[0]
         # Forward-mode needs no eps; tangents are filled as perturbations of length 1.
         eps = 1.0 if self._estimator.kind == FORWARD else 0.0 if self._mode == "idle" else float(group["eps"])
         return Row(
             lr=float(group["lr"]),
             eps=eps,
-            weight_decay=float(group["weight_decay"]) if decays else 0.0,
-            born=born,
-            keep=KEEP_ALL if mask is None else mask.keep,
+            weight_decay=float(group["weight_decay"]) if key.decays else 0.0,
+            born=key.born,
+            keep=drawn,
             refresh=1 if mask is None else mask.refresh,
+            threshold=math.inf if key.mask is None else key.mask[1],
             **self._own_row(group),
         )
 
     def _prepare(self) -> Sweep:
-        """The sweep over what is trained now; built anew when parameters moved, froze, or groups were added."""
-        signature = [
+        """The sweep over what is trained now; built anew when parameters moved, froze, or groups or masks changed."""
+        for index in range(len(self.param_groups)):
+            self._check_group(index)
+        signature: list[object] = [
             (id(p), p.device, p.dtype, p.requires_grad, index)
             for index, group in enumerate(self.param_groups)
             for p in group["params"]
         ]
+        masks = [group["mask"] for group in self.param_groups]
+        signature += [mask if mask is not None and mask.is_fitted else None for mask in masks]
         if self._sweep is None or signature != self._signature:
-            named = named_tensors(self.param_groups)
-            if not named:
-                raise ValueError("params: expected at least one parameter that requires gradients, got none")
-            header = self._first().read_header() if self._controls else None
-            self._count_joining([n.tensor for n in named], header["applied"] if header else 0)
-            keys = [(n.group, id(n.tensor) not in self._undecayed, self._born.get(n.tensor, 0)) for n in named]
-            rows = list(dict.fromkeys(keys))
-            controls = {}
-            for device in dict.fromkeys(n.tensor.device for n in named):
-                controls[device] = Control(self._estimator.q, len(rows), device, self._seed)
-                if header is not None:
-                    controls[device].write_header(header)
-            trained = [
-                Trained(n.name, n.tensor, n.key, rows.index(key), self._state_of(n.tensor))
-                for n, key in zip(named, keys, strict=True)
-            ]
-            sweep = Sweep(
-                trained, controls, distribution=self._distribution, rule=self.rule, stochastic=self._stochastic
-            )
-            self._ranks.check_equal(
-                [ops.signed(self._seed), header["draw"] if header else 0, hash(tuple(sorted(n.key for n in named)))],
-                "seed, step and parameters",
-                next(iter(controls)),
-            )
-            self._sweep, self._controls, self._rows, self._signature = sweep, controls, rows, signature
-        for index in range(len(self.param_groups)):
-            self._check_group(index)
-        self._sweep.masked = any(group["mask"] is not None for group in self.param_groups)
-        values = [self._row(key) for key in self._rows]
-        for control in self._controls.values():
-            control.write_rows(values)
+            self._sweep = self._build()
+            self._signature = signature
+        for run in self._runs:
+            values = [self._row(key) for key in run.rows]
+            for control in run.controls.values():
+                control.write_rows(values)
+        self._sweep.heed_masks()
         return self._sweep
 
-    def _count_joining(self, tensors: list[torch.Tensor], applied: int) -> None:
-        """Notes which tensors join, leave or come back after `applied` updates: each counts its own, as in torch."""
-        if not self.state_names:
-            return
-        for tensor in set(self._born).difference(tensors):
-            self._paused.setdefault(tensor, applied)
-        for tensor in tensors:
-            self._born.setdefault(tensor, applied)
-            self._born[tensor] += applied - self._paused.pop(tensor, applied)
+    def _build(self) -> Sweep:
+        named = named_tensors(self.param_groups)
+        if not named:
+            raise ValueError("params: expected at least one parameter that requires gradients, got none")
+        known = [name for group in self.param_groups for name in group.get("param_names", ())]
+        masks = self._masks.fit(self.param_groups, named, known or [n.name for n in named])
+        partition = self._estimator.partition(self._module, [(n.name, n.tensor) for n in named])
+        block_of = {tensor: number for number, block in enumerate(partition.blocks) for tensor in block.tensors}
+        self._ages = self._ages_now()
+        headers = {run.block.name: run.first.read_header() for run in self._runs}
+        draw = max((header["draw"] for header in headers.values()), default=0)
+        self._born, runs, trained = {}, [], []
+        for number, block in enumerate(partition.blocks):
+            header = headers.get(block.name, {"seed": self._seed, "draw": draw, "applied": 0, "skipped": 0})
+            own = [(n, mask) for n, mask in zip(named, masks, strict=True) if block_of[id(n.tensor)] == number]
+            keys = [self._row_key(n, mask, header["applied"]) for n, mask in own]
+            rows = list(dict.fromkeys(keys))
+            controls = {}
+            for device in dict.fromkeys(n.tensor.device for n, _ in own):
+                controls[device] = Control(self._estimator.q, len(rows), device, self._seed, block.first)
+                controls[device].write_header(header)
+            runs.append(Run(block, controls, rows))
+            trained += [
+                Trained(n.name, n.tensor, n.key, rows.index(key), self._state_of(n, mask), number, mask or TensorMask())
+                for (n, mask), key in zip(own, keys, strict=True)
+            ]
+        sweep = Sweep(
+            trained,
+            [run.controls for run in runs],
+            distribution=self._distribution,
+            rule=self.rule,
+            stochastic=self._stochastic,
+        )
+        self._ranks.check_equal(
+            [ops.signed(self._seed), draw, hash(tuple(sorted(n.key for n in named)))],
+            "seed, step and parameters",
+            named[0].tensor.device,
+        )
+        devices = {n.tensor.device for n in named}
+        self.prefix = Prefix(partition.layers, devices, partition.obstacle)
+        self._runs, self._block_of = runs, block_of
+        return sweep
 
-    def _state_of(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The state of a parameter, made of zeros where there is none yet, on the parameter's device."""
+    def _row_key(self, named: Named, mask: TensorMask | None, applied: int) -> RowKey:
+        tensor = named.tensor
+        if self.state_names:  # else nothing depends on how many updates there were
+            self._born[tensor] = applied - self._ages.setdefault(tensor, 0)
+        fitted = None if mask is None else (mask.keep, mask.threshold)
+        return RowKey(named.group, id(tensor) not in self._undecayed, self._born.get(tensor, 0), fitted)
+
+    def _ages_now(self) -> dict[torch.Tensor, int]:
+        """How many updates each tensor has had that was ever trained, as torch counts them. Waits for the device."""
+        applied = [run.first.read_header()["applied"] for run in self._runs] if self._born else []
+        return {**self._ages, **{t: applied[self._block_of[id(t)]] - born for t, born in self._born.items()}}
+
+    def _state_of(self, named: Named, mask: TensorMask | None) -> tuple[torch.Tensor, ...]:
+        """The state of a parameter, made of zeros where there is none yet, on its device; of listed elements only."""
+        tensor = named.tensor
         state = self.state[tensor] if self.state_names else {}
+        listed = None if mask is None else mask.indices
+        shape = tensor.shape if listed is None else listed.shape
         for name in self.state_names:
             if name not in state:
-                state[name] = torch.zeros(tensor.shape, dtype=self._state_dtype, device=tensor.device)
+                state[name] = torch.zeros(shape, dtype=self._state_dtype, device=tensor.device)
+            if state[name].shape != shape:
+                raise ValueError(
+                    f"mask: expected one that lists as many elements of {named.name} as there is state of, "
+                    f"{tuple(state[name].shape)}, got {tuple(shape)}"
+                )
             state[name] = state[name].to(tensor.device)
         return tuple(state[name] for name in self.state_names)
+
+    def _resume(self, headers: dict[str, dict[str, int]], ages: dict[torch.Tensor, int]) -> None:
+        """Go on where another run stood: the headers of its blocks, and the ages of tensors with state."""
+        self._sweep, self._ages, self._born = None, ages, {}  # rows and states are others
+        for run in self._runs:
+            for control in run.controls.values():
+                control.write_header(headers[run.block.name])
+        self._seed = next(iter(headers.values()))["seed"]
+        self._prepare()
+        self._steps = max(header["draw"] for header in headers.values())
+        self._warned_skips = sum(header["skipped"] for header in headers.values())
+        self._seen = []
 
     # The step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> torch.Tensor:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any], *, here: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """One zeroth-order step.
 
         Args:
             closure: evaluates the loss at the current weights and returns it, a scalar tensor or number. It is called
                 several times under `torch.no_grad()`, each time with torch's generators in the same state, and must
                 not call backward.
+            here: l(w), where you have evaluated it already; it is not evaluated again before the first update.
 
         Returns:
             l(w) where the method evaluates it, else the mean of the probe losses: a scalar tensor. Nothing waits for
             the device.
 
         Whatever is raised inside the closure (KeyboardInterrupt too) is raised again after weights, generators and the
-        step counter are back where they were. A loss that is not finite skips the update; `opt.skipped` counts.
+        step counter are back where they were; in place, blocks that were updated before it by a rule with state stay
+        updated, and count. A loss that is not finite skips the update (of its block); `opt.skipped` counts.
         """
         if not callable(closure):
             raise TypeError(f"closure: expected a function that returns the loss, got {type(closure).__name__}")
         with DeferredInterrupts() as interrupts:
             sweep = self._prepare()
             with_grad = self._count_grads()
+            stages = self._estimator.stages([run.block for run in self._runs], self._seed, self._steps + 1)
             points = Points(
                 closure,
                 sweep,
                 self.store,
                 interrupts,
+                prefix=self.prefix,
+                here=here,
                 rewinds=self._mode != "recording",
             )
-            self.store.open(sweep)  # allocates, so it may fail; nothing has begun yet
-            before = [control.remember() for control in self._controls.values()]
+            self.store.open(sweep, keep_states=len(stages) > 1)  # allocates, so it may fail; nothing has begun yet
+            before = [(run, control, control.remember()) for run in self._runs for control in run.controls.values()]
+            seen: list[Probed] = []
+            losses: list[torch.Tensor] = []
             try:
-                for control in self._controls.values():
-                    ops.begin_step_(control.tensor)
-                values = self._probe(points)
-                self._warn_of_quantum(values[0])
-                if self._count_grads() != with_grad:
-                    raise RuntimeError("closure: expected no backward pass, but parameters have new gradients")
-                loss = self._estimate(values)
-                self._update(points, values)
+                with self.prefix.step(used=self._mode == "live"):
+                    for _, control, _ in before:
+                        ops.begin_step_(control.tensor)
+                    for stage in stages:
+                        units = []
+                        for unit in stage:
+                            units.append(self._probe_unit(points, unit))
+                            if self._count_grads() != with_grad:
+                                raise RuntimeError(
+                                    "closure: expected no backward pass, but parameters have new gradients"
+                                )
+                            losses.append(self._estimate(units[-1]))
+                        if not seen:
+                            self._warn_of_quantum(units[0].losses[0])
+                        self._update(points, units)
+                        seen += units
+                loss = self._loss(seen, losses)
                 torch.clear_autocast_cache()
             except BaseException:  # the step leaves no trace: weights, generators and counters are as they were
-                self.store.restore()
+                kept = self.store.roll_back()
                 torch.clear_autocast_cache()
                 points.rewind()
-                for control, copy in zip(self._controls.values(), before, strict=True):
-                    control.recall(copy)
+                stay = {sweep.parts[index].block for index in kept}
+                for run, control, copy in before:
+                    if self._runs.index(run) not in stay:
+                        control.recall(copy)
                 raise
-            self._losses_seen = len(values)
-        if self._mode == "live" and all(device.type == "cpu" for device in self._controls):
-            self._report_skips(self._first().read_skipped(), stacklevel=5)  # above torch's two wrappers of step
+            self._seen, self._forwards = seen, points.calls
+            self._steps += 1
+        if self._mode == "live" and all(run.first.device.type == "cpu" for run in self._runs):
+            self._report_skips(self._read_skipped(), stacklevel=5)  # above torch's two wrappers of step
         return loss
+
+    def _probe_unit(self, points: Points, unit: tuple[int, ...]) -> Probed:
+        runs = [self._runs[number] for number in unit]
+        parts, reach = self._sweep.of(unit), min(run.block.reach for run in runs)
+        points.select(parts, reach)
+        return Probed(runs, parts, reach, self._probe(points))
 
     def _probe(self, points: Points) -> list[torch.Tensor]:
         return self._estimator.probe(points)
 
-    def _estimate(self, values: list[torch.Tensor]) -> torch.Tensor:
-        """Coefficients into every control tensor; returns the loss that the step reports."""
-        losses = self._share(values)
-        for own in losses:
-            self._estimate_(self._controls[own.device].tensor, own)
-        first = losses[0]
-        used = first[0] if self._estimator.loss_here else first.mean()
-        return used.to(values[0].dtype)
+    def _estimate(self, unit: Probed) -> torch.Tensor:
+        """Coefficients into every control tensor of a unit; returns its losses in float64, averaged over ranks."""
+        shared = self._share(unit.losses)
+        for run in unit.runs:
+            for device, control in run.controls.items():
+                self._estimate_(control.tensor, shared[device])
+        return next(iter(shared.values()))
 
     def _estimate_(self, control: torch.Tensor, losses: torch.Tensor) -> None:
         self._estimator.estimate_(control, losses)
 
-    def _share(self, values: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Losses as float64 vectors, one on each device, averaged over the ranks."""
-        devices = list(self._controls)
+    def _loss(self, units: list[Probed], losses: list[torch.Tensor]) -> torch.Tensor:
+        """What the step reports."""
+        used = losses[0][0] if self._estimator.loss_here else torch.cat(losses).mean()
+        return used.to(units[0].losses[0].dtype)
+
+    def _share(self, values: list[torch.Tensor]) -> dict[torch.device, torch.Tensor]:
+        """Losses as a float64 vector on each device, averaged over the ranks."""
+        devices = list(dict.fromkeys(device for run in self._runs for device in run.controls))
         first = torch.stack([value.to(device=devices[0], dtype=torch.float64) for value in values])
         if self._mode == "idle":
             first *= math.nan
         self._ranks.mean_(first)
-        return [first.to(device) for device in devices]
+        return {device: first.to(device) for device in devices}
 
-    def _update(self, points: Points, values: list[torch.Tensor]) -> None:
-        self.store.update(Update(self._estimator.q))
+    def _update(self, points: Points, units: list[Probed]) -> None:
+        points.update([part for unit in units for part in unit.parts], Update(self._estimator.q))
 
     def _warn_of_quantum(self, loss: torch.Tensor) -> None:
         if loss.dtype in (torch.float16, torch.bfloat16) and not self._warned_dtype:
@@ -336,8 +415,11 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     # What the host may look at -------------------------------------------------------------------------------------
 
-    def _first(self) -> Control:
-        return next(iter(self._controls.values()))
+    def _controls(self) -> list[Control]:
+        return [control for run in self._runs for control in run.controls.values()]
+
+    def _read_skipped(self) -> int:
+        return sum(run.first.read_skipped() for run in self._runs)
 
     def _report_skips(self, skipped: int, stacklevel: int = 3) -> int:
         if skipped > self._warned_skips:
@@ -351,18 +433,31 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How many steps changed nothing because a loss or a coefficient was not finite. Waits for the device."""
-        return self._report_skips(self._first().read_skipped())
+        """How many steps (of blocks) changed nothing because a loss or a coefficient was not finite.
+
+        Waits for the device.
+        """
+        return self._report_skips(self._read_skipped())
 
     @property
     def last(self) -> Last | None:
         """Losses, coefficients and seeds of the latest step; None before the first one. Waits for the device."""
-        if self._losses_seen == 0:
+        if not self._seen:
             return None
-        q, control = self._estimator.q, self._first()
-        groups = [key[0] for key in self._rows]
-        rows = [groups.index(g) for g in sorted(set(groups))]
-        return Last(control.read_losses(self._losses_seen), control.read_coefficients(q)[rows], control.read_seeds(q))
+        q = self._estimator.q
+        groups = sorted({key.group for run in self._runs for key in run.rows})
+        coefficients = torch.zeros(len(groups), len(self._seen) * q, dtype=torch.float64)
+        for i, unit in enumerate(self._seen):
+            for run in unit.runs:
+                found = run.first.read_coefficients(q)
+                for g, group in enumerate(groups):
+                    row = run.row_of(group)
+                    if row is not None:
+                        coefficients[g, i * q : (i + 1) * q] = found[row]
+        first = [unit.runs[0].first for unit in self._seen]
+        losses = [control.read_losses(len(unit.losses)) for control, unit in zip(first, self._seen, strict=True)]
+        seeds = [seed for control in first for seed in control.read_seeds(q)]
+        return Last(torch.cat(losses), coefficients, seeds, self._forwards)
 
     def keys(self) -> dict[str, int]:
         """The noise key of each trained parameter by name (without a name: its position)."""
@@ -371,81 +466,17 @@ class ZOOptimizer(torch.optim.Optimizer):
     # Saving --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups and state as in torch, and under "pyzo" the run: noise version, method, seed, counters, keys."""
-        whole = torch.optim.Optimizer.state_dict
-        saved = getattr(whole, "__wrapped__", whole)(self)  # see add_param_group
-        run = self._first().read_header()
-        for index, tensor in enumerate(p for group in self.param_groups for p in group["params"]):
-            if tensor in self._born:
-                saved["state"][index] = {
-                    **saved["state"][index],
-                    "step": self._paused.get(tensor, run["applied"]) - self._born[tensor],
-                }
-        for group in saved["param_groups"]:  # as plain values, which torch.load takes with weights_only
-            group["mask"] = None if group["mask"] is None else asdict(group["mask"])
-        saved["pyzo"] = {
-            "noise_version": NOISE_VERSION,
-            "method": type(self).__name__,
-            "run": run,
-            "keys": self.keys(),
-        }
-        return saved
+        """Groups and state as in torch, and under "pyzo" the run: noise version, method, counters, keys, masks."""
+        return saving.save(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run exactly where `state_dict` was taken: the next step draws the same seeds, bit for bit.
 
         Raises:
-            ValueError: the state is not one of a pyzo optimizer, has another noise version, names other parameters, or
-                is of another method, state dtype or shape.
+            ValueError: the state is not one of a pyzo optimizer, has another noise version, names other parameters or
+                blocks, or is of another method, state dtype or shape.
         """
-        run = state_dict.get("pyzo")
-        if run is None:
-            raise ValueError("state_dict: expected one of a pyzo optimizer, got one without the entry 'pyzo'")
-        if run["noise_version"] != NOISE_VERSION:
-            raise ValueError(f"state_dict: expected noise version {NOISE_VERSION}, got {run['noise_version']}")
-        if run["keys"] != self.keys():
-            other = sorted(set(run["keys"].items()) ^ set(self.keys().items()))
-            raise ValueError(
-                f"state_dict: expected the same trained parameters, got others, the first being {other[0][0]!r}"
-            )
-        pairs = zip(self.param_groups, state_dict["param_groups"], strict=False)
-        if run["method"] != type(self).__name__ or any(set(own) != set(saved) for own, saved in pairs):
-            raise ValueError(f"state_dict: expected one of {type(self).__name__}, got one of {run['method']}")
-        tensors = [p for group in self.param_groups for p in group["params"]]
-        states = {tensors[index]: state for index, state in state_dict["state"].items()}
-        trained = [named.tensor for named in named_tensors(self.param_groups)] if self.state_names else []
-        for tensor in dict.fromkeys([*trained, *states]):
-            self._check_state(tensor, states.get(tensor, {}))
-        # Without the state: torch would cast it to the dtype of the parameter.
-        groups = [
-            {**group, "mask": None if group["mask"] is None else Random(**group["mask"])}
-            for group in state_dict["param_groups"]
-        ]
-        super().load_state_dict({"state": {}, "param_groups": groups})
-        self.state.clear()
-        self._born.clear()
-        self._paused.clear()
-        for tensor, state in states.items():
-            self.state[tensor] = {name: state[name].clone().to(tensor.device) for name in self.state_names}
-            self._born[tensor] = run["run"]["applied"] - state["step"]
-        self._sweep = None  # rows and states are others
-        self._seed = run["run"]["seed"]
-        for control in self._controls.values():
-            control.write_header(run["run"])
-        self._prepare()
-        self._warned_skips = run["run"]["skipped"]
-        self._losses_seen = 0
-
-    def _check_state(self, tensor: torch.Tensor, state: dict[str, Any]) -> None:
-        expected = {*self.state_names, "step"} if self.state_names else set()
-        if set(state) != expected:
-            raise ValueError(f"state_dict: expected state {sorted(expected)}, got {sorted(state)}")
-        for name in self.state_names:
-            if state[name].dtype != self._state_dtype or state[name].shape != tensor.shape:
-                raise ValueError(
-                    f"state_dict: expected {name} of dtype {self._state_dtype} and shape {tuple(tensor.shape)}, got "
-                    f"{state[name].dtype} and {tuple(state[name].shape)}"
-                )
+        saving.load(self, state_dict)
 
 
 def check_number(

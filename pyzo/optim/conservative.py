@@ -8,6 +8,7 @@ import torch
 from pyzo import ops
 from pyzo.optim.base import Last, Params, ZOOptimizer
 from pyzo.optim.points import Points
+from pyzo.optim.runs import Probed
 from pyzo.passes import Update
 
 
@@ -33,21 +34,30 @@ class ZOConservativeSGD(ZOOptimizer):
         here = [] if self._estimator.loss_here else [points.here()]
         return [*self._estimator.probe(points), *here]
 
-    def _estimate(self, values: list[torch.Tensor]) -> torch.Tensor:
-        super()._estimate(values)
-        return values[0 if self._estimator.loss_here else -1]
+    def _loss(self, units: list[Probed], losses: list[torch.Tensor]) -> torch.Tensor:
+        return self._here(units[0])
 
-    def _update(self, points: Points, values: list[torch.Tensor]) -> None:
+    def _here(self, unit: Probed) -> torch.Tensor:
+        return unit.losses[0 if self._estimator.loss_here else -1]
+
+    def _update(self, points: Points, units: list[Probed]) -> None:
         q = self._estimator.q
-        here = values[0 if self._estimator.loss_here else -1]
-        down = points.attempt(Update(q, sign=1.0))
-        up = points.attempt(Update(q, sign=-1.0))
-        for own in self._share([here, down, up]):
-            ops.choose_(self._controls[own.device].tensor, own)
-        self.store.update(Update(q, chosen=True))
+        parts = [part for unit in units for part in unit.parts]
+        points.select(parts, min(unit.reach for unit in units))
+        down = points.attempt(parts, Update(q, sign=1.0))
+        up = points.attempt(parts, Update(q, sign=-1.0))
+        shared = self._share([self._here(units[0]), down, up])
+        for unit in units:
+            for run in unit.runs:
+                for device, control in run.controls.items():
+                    ops.choose_(control.tensor, shared[device])
+        points.update(parts, Update(q, chosen=True))
 
     @property
     def last(self) -> Last | None:
         """As in `ZOOptimizer`, with the losses at the candidates and the choice among them."""
-        last, control = super().last, self._first()
-        return last and replace(last, candidates=control.read_candidates(), choice=control.read_choice())
+        last = super().last
+        if last is None:
+            return None
+        control = self._seen[-1].runs[0].first
+        return replace(last, candidates=control.read_candidates(), choice=control.read_choice())

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 @contextmanager
 def idle(optimizer: "ZOOptimizer") -> Iterator[None]:
     """Steps inside do all their work and change no bit: perturbations have length 0, and every loss counts as NaN."""
-    before = [control.remember() for control in optimizer._controls.values()]
-    seen = optimizer._losses_seen
+    before = [(control, control.remember()) for control in optimizer._controls()]
+    seen, steps = (optimizer._seen, optimizer._forwards), optimizer._steps
     optimizer._mode = "idle"
     try:
         yield
     finally:
-        optimizer._mode, optimizer._losses_seen = "live", seen
-        for control, copy in zip(optimizer._controls.values(), before, strict=True):
+        optimizer._mode, (optimizer._seen, optimizer._forwards), optimizer._steps = "live", seen, steps
+        for control, copy in before:
             control.recall(copy)
         optimizer._prepare()  # rows as they are without
 
@@ -86,6 +86,8 @@ class Captured:
 
     def _obstacle(self) -> str | None:
         """Why a step cannot be recorded, as far as is known before trying."""
+        if not self._optimizer._estimator.is_static:
+            return "which layers a step moves is drawn on the host"
         devices = {part.control.device for part in self._optimizer._prepare().parts}
         if {device.type for device in devices} != {"cuda"}:
             return "the trained parameters are not on a CUDA device"

@@ -7,8 +7,20 @@ from typing import Any
 import torch
 
 from pyzo.field import tensor_key
+from pyzo.layers import is_norm
 
-Params = torch.nn.Module | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
+
+@dataclass(frozen=True)
+class PartOf:
+    """Some parameters of a module, for an optimizer that is to know the module but to train no others of it."""
+
+    module: torch.nn.Module
+    names: tuple[str, ...]
+
+
+Params = (
+    torch.nn.Module | PartOf | Iterable[torch.Tensor] | Iterable[tuple[str, torch.Tensor]] | Iterable[dict[str, Any]]
+)
 
 
 @dataclass(frozen=True)
@@ -17,11 +29,13 @@ class Given:
 
     Attributes:
         groups: parameters, (name, parameter) pairs or groups.
+        module: `params` itself or what it is a part of, where it was one of these.
         module_bytes: bytes of all parameters of the module; None where `params` was none.
         undecayed: ids of the parameters that weight decay leaves out.
     """
 
     groups: list[Any]
+    module: torch.nn.Module | None = None
     module_bytes: int | None = None
     undecayed: frozenset[int] = frozenset()
 
@@ -29,10 +43,13 @@ class Given:
 def read_params(params: Params) -> Given:
     """Reads the argument `params` of an optimizer; TypeError or ValueError where there is nothing to train."""
     if isinstance(params, torch.nn.Module):
-        named = list(params.named_parameters())
-        if not named:
-            raise ValueError(f"params: expected a module with parameters, got {type(params).__name__} without any")
-        return Given(named, sum(p.numel() * p.element_size() for _, p in named), undecayed(params))
+        params = PartOf(params, tuple(name for name, _ in params.named_parameters()))
+    if isinstance(params, PartOf):
+        module, named = params.module, dict(params.module.named_parameters())
+        if not params.names:
+            raise ValueError(f"params: expected a module with parameters, got {type(module).__name__} without any")
+        nbytes = sum(p.numel() * p.element_size() for p in named.values())
+        return Given([(name, named[name]) for name in params.names], module, nbytes, undecayed(module))
     if isinstance(params, torch.Tensor):
         raise TypeError(
             "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"
@@ -43,15 +60,13 @@ def read_params(params: Params) -> Given:
 def undecayed(module: torch.nn.Module) -> frozenset[int]:
     """Ids of the norm weights and biases of a module, which weight decay leaves out.
 
-    A norm is told by its type: a class, or one it derives from, whose name contains "Norm" (torch's and those of model
-    libraries), all parameters of which are vectors. A bias is a vector that its own module calls a bias.
+    `pyzo.layers.is_norm` tells norms. A bias is a vector that its own module calls a bias.
     """
     ids = set()
     for owner in module.modules():
-        own = dict(owner.named_parameters(recurse=False))
-        vectors = all(p.ndim <= 1 for p in own.values())
-        is_norm = vectors and any("Norm" in kind.__name__ for kind in type(owner).__mro__)
-        ids.update(id(p) for name, p in own.items() if is_norm or (p.ndim <= 1 and "bias" in name))
+        norm = is_norm(owner)
+        own = owner.named_parameters(recurse=False)
+        ids.update(id(p) for name, p in own if norm or (p.ndim <= 1 and "bias" in name))
     return frozenset(ids)
 
 

@@ -9,6 +9,7 @@ import torch
 from pyzo.forward import directional_derivative, new_tangents
 from pyzo.generators import Rewound
 from pyzo.interrupts import DeferredInterrupts
+from pyzo.optim.prefix import Prefix
 from pyzo.passes import Sweep, Update
 from pyzo.stores import Store
 
@@ -22,6 +23,8 @@ class Points:
         closure: the user's.
         sweep, store: the trained tensors and how they are moved.
         interrupts: those of the step, allowed while the closure runs.
+        prefix: what to run of the model's stack of layers.
+        here: l(w), where it is known already.
         rewinds: whether to set torch's generators back between points.
     """
 
@@ -32,36 +35,54 @@ class Points:
         store: Store,
         interrupts: DeferredInterrupts,
         *,
+        prefix: Prefix,
+        here: torch.Tensor | None = None,
         rewinds: bool = True,
     ):
         self._closure = closure
         self._sweep = sweep
         self._store = store
         self._interrupts = interrupts
-        self._tangents: list[list[torch.Tensor]] | None = None
-        self._calls = 0
+        self._prefix = prefix
+        self._here = here
+        self._parts = list(sweep)
+        self.calls = 0
         self.rewind = Rewound({part.control.device for part in sweep.parts}) if rewinds else lambda: None
 
+    def select(self, parts: list[int], reach: int) -> None:
+        """What the next points move: these parts of the sweep; layers of the stack before `reach` cannot tell."""
+        self._parts = parts
+        self._tangents: list[list[torch.Tensor]] | None = None
+        self._prefix.reach = reach
+
     def here(self) -> torch.Tensor:
-        self._store.home()
-        return self._loss()
+        if self._here is None:
+            self._store.home()
+            self._here = self._loss()
+        return self._here
 
     def at(self, direction: int, sign: float) -> torch.Tensor:
-        self._store.move(direction, sign)
+        self._store.move(self._parts, direction, sign)
         return self._loss()
 
-    def attempt(self, update: Update) -> torch.Tensor:
-        """The loss at what `update` would make of the weights."""
-        self._store.attempt(update)
+    def attempt(self, parts: list[int], update: Update) -> torch.Tensor:
+        """The loss at what `update` would make of the weights of some parts."""
+        self._store.attempt(parts, update)
         return self._loss()
+
+    def update(self, parts: list[int], update: Update) -> None:
+        """To the new weights of some parts."""
+        self._store.update(parts, update)
+        self._here = None
 
     def along(self, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
         self._store.home()
-        parts = self._sweep.parts
+        parts = [self._sweep.parts[index] for index in self._parts]
         if self._tangents is None:
             self._tangents = [new_tangents(part.tensors) for part in parts]
-        for index, tangents in enumerate(self._tangents):
+        for index, tangents in zip(self._parts, self._tangents, strict=True):
             torch._foreach_zero_(tangents)
+            self._sweep.measure(index)
             self._sweep.run(index, dst=tangents, perturb=(direction, 1.0))
         weights = [t for part in parts for t in part.tensors]
         tangents = [t for own in self._tangents for t in own]
@@ -69,12 +90,12 @@ class Points:
         return self._scalar(loss), self._scalar(derivative)
 
     def _loss(self) -> torch.Tensor:
-        return self._scalar(self._call())
+        return self._prefix.evaluate(lambda: self._scalar(self._call()))
 
     def _call(self) -> Any:
-        if self._calls:
+        if self.calls:
             self.rewind()
-        self._calls += 1
+        self.calls += 1
         torch.clear_autocast_cache()  # casts of the weights as they were at the point before
         with self._interrupts.allowed(), torch.no_grad():
             return self._closure()

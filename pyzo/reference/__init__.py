@@ -34,13 +34,13 @@ from .field import (
     random_bits,
 )
 from .methods import Method
-from .passes import noise_, pass_, philox_
+from .passes import mask_bits_, noise_, pass_, philox_
 from .rules import RULES, STATES
 
 OPERATORS = {
     f.__name__: f
     for f in (
-        *(pass_, noise_, philox_, begin_step_, estimate_, choose_),
+        *(pass_, mask_bits_, noise_, philox_, begin_step_, estimate_, choose_),
         *activations.OPERATORS,
         dropout,
         *gates.OPERATORS,
@@ -80,6 +80,7 @@ __all__ = [
     "global_index",
     "log",
     "log1p",
+    "mask_bits_",
     "mix64",
     "new_control",
     "noise",

@@ -1,7 +1,8 @@
 """The control tensor, what steers a pass from step to step, and the operators that write it (csrc/core/control.h).
 
 An int64 matrix [3 + rows, 16 + 2 directions] of 8-byte words:
-    line 0      header: ok, skipped, draw, applied, run seed, rounding seed, choice (a float64)
+    line 0      header: ok, skipped, draw, applied, run seed, rounding seed, choice (a float64), first
+                direction
     line 1      the seed of each direction
     line 2      the losses that `estimate_` saw, and from word 2 directions + 1 on the three of `choose_`, as float64
     line 3 + r  row r: the fields of `Row` in their order, then from word 16 on, as float64, the coefficients
@@ -18,7 +19,7 @@ from torch import Tensor
 from .arithmetic import float64
 from .field import MASK_DIRECTION, ROUNDING_DIRECTION, direction_seed
 
-OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE = range(7)
+OK, SKIPPED, DRAW, APPLIED, RUN_SEED, ROUNDING_SEED, CHOICE, FIRST = range(8)
 LINES, COEFFICIENTS = 3, 16  # lines before the rows, words before what there is one of per direction
 KEEP_ALL = 65536
 ESTIMATORS = ("two-sided", "one-sided", "forward")  # by the number that `estimate_` takes as kind
@@ -43,6 +44,7 @@ class Row:
         keep: an element is trained where its 16 mask bits are below; 65536: all are.
         refresh: number of steps that a mask lasts.
         mask_seed: of the mask of the step, 64 bits.
+        threshold: an element is trained where its magnitude is at most this; infinity: all are, NaN too.
     """
 
     lr: float = 0.0
@@ -60,6 +62,7 @@ class Row:
     keep: int = KEEP_ALL
     refresh: int = 1
     mask_seed: int = 0
+    threshold: float = math.inf
 
 
 def new_control(directions: int, rows: list[Row], seed: int) -> Tensor:
@@ -99,11 +102,14 @@ def read_seed(control: Tensor, j: int) -> int:
 
 def begin_step_(control: Tensor) -> None:
     """Draws the next step: draw += 1; from the run seed every direction's seed, the rounding seed and each row's mask
-    seed, which changes every `refresh` steps (a row that says 0 means 1); ok = 1, choice = 0."""
+    seed, which changes every `refresh` steps (a row that says 0 means 1); ok = 1, choice = 0.
+
+    Direction k of the tensor is direction first + k of the step; the other seeds do not depend on `first`.
+    """
     control[0, DRAW] += 1
-    run, step = int(control[0, RUN_SEED]) & _M64, int(control[0, DRAW])
+    run, step, first = int(control[0, RUN_SEED]) & _M64, int(control[0, DRAW]), int(control[0, FIRST])
     for k in range((control.shape[1] - COEFFICIENTS) // 2):
-        control[1, k] = _signed(direction_seed(run, step, k))
+        control[1, k] = _signed(direction_seed(run, step, first + k))
     control[0, ROUNDING_SEED] = _signed(direction_seed(run, step, ROUNDING_DIRECTION))
     word = _word("mask_seed")
     for r in range(len(control) - LINES):

@@ -143,7 +143,7 @@ class Method:
         for (name, w), (key, *_, r) in zip(self.parameters.items(), self._table.tolist(), strict=True):
             index, row = torch.arange(w.numel()), read_row(self.control, r)
             z = draw(self._distribution, read_seed(self.control, k), key, index)
-            z = torch.where(trained_elements(row, key, index), z, 0.0)
+            z = torch.where(trained_elements(row, key, index, w.reshape(-1).to(torch.float32)), z, 0.0)
             tangents[name] = round_nearest(z, w.dtype).to(w.dtype).view(w.shape)
         return tangents
 
@@ -153,6 +153,8 @@ class Method:
             list(src),
             list(self.parameters.values()),
             [state for by_name in self.states.values() for state in by_name.values()],
+            [],
+            [],
             self._table,
             self.control,
             distribution=self._distribution,

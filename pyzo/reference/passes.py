@@ -19,6 +19,8 @@ def pass_(
     src: list[Tensor],
     dst: list[Tensor],
     state: list[Tensor],
+    bits: list[Tensor],
+    indices: list[Tensor],
     table: Tensor,
     control: Tensor,
     distribution: int,
@@ -38,17 +40,21 @@ def pass_(
         undo     w <- round(w + undo_sign eps z_undo)            where undo >= 0
         update   w, state <- rule(w, g, state), g = sum_j c_j z_j  where directions > 0 and ok
         perturb  w <- round(w + perturb_sign eps z_perturb)      where perturb >= 0
-    Where masked, an element whose mask bits are at or above the row's `keep` keeps weight and state. A weight or state
-    whose result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
+    Where masked, an element outside the mask (`trained_elements`) keeps weight and state; in place no magnitude
+    counts. A weight or state whose result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
+    What keeps its weight has that of its source.
 
     All rounds to nearest, but with `stochastic` the update: weights of 16 bits with the rounding bits r of the step,
     bfloat16 state s with (r STATE_FACTORS[s]) mod 2^16. The update uses the new states before they are rounded.
 
     Args:
-        src: sources, or empty for dst itself.
-        dst: T destinations, float32, bfloat16 or float16.
+        src: sources, or empty for dst itself. With indices: of the listed elements alone.
+        dst: T destinations, float32, bfloat16 or float16, each whole.
         state: the S T states of the rule, the first state of all tensors before the second, all float32 or all
-            bfloat16. May be empty where directions is 0.
+            bfloat16. May be empty where directions is 0. With indices: of the listed elements alone.
+        bits: a mask of each destination, packed as by `mask_bits_`, or no bytes for one without; or no tensors.
+        indices: which elements of each destination the pass touches, int64 [listed], increasing; or no tensors: all.
+            An element has the noise, the rounding bits and the mask bits that it has in a pass over all.
         table: int64 [T, 5]: key, base, inner, stride, row of each tensor.
         control: int64 [3 + rows, 16 + 2 directions].
         distribution: a position in DISTRIBUTIONS.
@@ -66,10 +72,16 @@ def pass_(
     for i, (source, target, (key, base, inner, stride, r)) in enumerate(
         zip(src or dst, dst, table.tolist(), strict=True)
     ):
-        index = global_index(target.numel(), base=base, inner=inner, stride=stride)
+        local = indices[i] if indices else torch.arange(target.numel())
+        index = global_index(target.numel(), base=base, inner=inner, stride=stride)[local]
         field, row = _Field(control, distribution, key, index), read_row(control, r)
-        w = source.reshape(-1).to(torch.float32)
-        trained = trained_elements(row if masked else replace(row, keep=KEEP_ALL), key, index)
+        from_ = source.reshape(-1) if src else target.reshape(-1)[local]
+        w = from_.to(torch.float32)
+        trained = torch.ones_like(local, dtype=torch.bool)
+        if masked:
+            trained = trained_elements(row if src else replace(row, threshold=torch.inf), key, index, w)
+            if bits and bits[i].numel() > 0:
+                trained &= (bits[i].long()[local >> 3] >> (local & 7) & 1) != 0
         v = w
         if undo >= 0:
             v = round_nearest(fma(float32(undo_sign) * float32(row.eps), field.z(undo), v), target.dtype)
@@ -82,17 +94,48 @@ def pass_(
             v = field.rounded(v, target.dtype, stochastic, lambda r: 65535 - r if retract else r)
             for s, x, before, factor in zip(states, new, old, STATE_FACTORS, strict=False):
                 stored = field.rounded(x, s.dtype, stochastic, lambda r, factor=factor: r * factor & 0xFFFF)
-                _store(s, s, stored, trained & ((stored < before) | (stored > before)))
+                _store(
+                    s, torch.arange(s.numel()), s.reshape(-1), stored, trained & ((stored < before) | (stored > before))
+                )
         if perturb >= 0:
             v = round_nearest(fma(float32(perturb_sign) * float32(row.eps), field.z(perturb), v), target.dtype)
-        _store(target, source, v, trained & ((v < w) | (v > w)))
+        _store(target, local, from_, v, trained & ((v < w) | (v > w)))
 
 
-def trained_elements(row: Row, key: int, index: Tensor) -> Tensor:
-    """Which elements of a tensor the mask of its row lets move, as booleans, at the global indices `index`."""
-    if row.keep >= KEEP_ALL:
-        return torch.ones_like(index, dtype=torch.bool)
-    return random_bits(row.mask_seed, key, MASK_STREAM, index) < row.keep
+def trained_elements(row: Row, key: int, index: Tensor, w: Tensor) -> Tensor:
+    """Which elements of a tensor the mask of its row lets move, as booleans.
+
+    Those whose mask bits are below `keep` and whose magnitude is at most `threshold` (`small_elements`).
+
+    Args:
+        index: int64 [n], global.
+        w: float32 [n], the weights there as the pass finds them.
+    """
+    trained = torch.ones_like(index, dtype=torch.bool)
+    if row.keep < KEEP_ALL:
+        trained &= random_bits(row.mask_seed, key, MASK_STREAM, index) < row.keep
+    if float32(row.threshold) != torch.inf:  # where all magnitudes are small enough, a NaN is, too
+        trained &= small_elements(row, w)
+    return trained
+
+
+def small_elements(row: Row, w: Tensor) -> Tensor:
+    """Which of the float32 weights are in magnitude at most the row's threshold as float32; a NaN never is."""
+    return w.abs() <= float32(row.threshold)
+
+
+def mask_bits_(weights: list[Tensor], bits: list[Tensor], table: Tensor, control: Tensor) -> None:
+    """Writes which weights are small (`small_elements`), packed: element 8 j + k has bit k of byte j, other bits are 0.
+
+    Args:
+        weights: T tensors, float32, bfloat16 or float16.
+        bits: uint8 [ceil(n / 8)] for each tensor of n elements.
+        table: as `pass_` takes it; the row alone counts.
+    """
+    for w, out, r in zip(weights, bits, table[:, 4].tolist(), strict=True):
+        small = small_elements(read_row(control, r), w.reshape(-1).to(torch.float32))
+        padded = torch.nn.functional.pad(small.long(), (0, 8 * len(out) - len(small))).view(-1, 8)
+        out.copy_((padded << torch.arange(8)).sum(1))
 
 
 @dataclass(frozen=True)
@@ -124,11 +167,14 @@ def _estimate(coefficients: Tensor, z: list[Tensor]) -> Tensor:
     return g
 
 
-def _store(target: Tensor, source: Tensor, v: Tensor, changed: Tensor) -> None:
-    """Writes v where it changed and the source's own bits elsewhere (as integers: copies of NaN keep their payload)."""
+def _store(target: Tensor, local: Tensor, source: Tensor, v: Tensor, changed: Tensor) -> None:
+    """Writes to the elements `local` v where it changed and the source's bits elsewhere.
+
+    As integers: copies of NaN keep their payload.
+    """
     integer = _SAME_SIZE_INTEGER[target.dtype]
-    new, old = v.to(target.dtype).view(integer), source.reshape(-1).view(integer)
-    target.view(integer).view(-1).copy_(torch.where(changed, new, old))
+    new, old = v.to(target.dtype).view(integer), source.view(integer)
+    target.view(integer).view(-1)[local] = torch.where(changed, new, old)
 
 
 def noise_(out: Tensor, seed: int, key: int, base: int, inner: int, stride: int, distribution: int) -> None:

@@ -156,4 +156,4 @@ def assert_same_trees(got: Any, want: Any, where: str = "") -> None:
 
 def run_state(opt: torch.optim.Optimizer) -> dict[str, int]:
     """The counters of a run: seed, draw, applied, skipped."""
-    return opt.state_dict()["pyzo"]["run"]
+    return opt.state_dict()["pyzo"]["runs"][""]

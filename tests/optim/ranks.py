@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from models import METHODS, closure_of, copies, cross_entropy, run_state, states, transformer
-from torch import Tensor
+from torch import Tensor, nn
 
+import pyzo
 from pyzo.optim import ZOSGD
 
 STEPS = 20
@@ -32,6 +33,22 @@ def scenario(method: str, rank: int, world: int) -> dict[str, object]:
         opt.step(lambda: cross_entropy(model, x, y))
         losses.append(opt.last.losses)
     return {"weights": copies(model), "states": copies(states(opt)), "losses": torch.stack(losses)}
+
+
+def stack() -> nn.Module:
+    """Three layers and a head."""
+    torch.manual_seed(0)
+    layers = (nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(20, 3))
+
+
+def hybrid(rank: int, world: int) -> dict[str, object]:
+    """The first layer by ZO, the rest by backpropagation."""
+    model, (x, y) = stack(), part(rank, world)
+    zo = {"lr": 1e-2, "process_group": dist.group.WORLD}
+    both = pyzo.hybrid(model, 1, zo, lambda params: torch.optim.SGD(params, lr=0.1))
+    losses = [both.step(lambda: cross_entropy(model, x, y)) for _ in range(STEPS)]
+    return {"weights": copies(model), "losses": torch.stack(losses)}
 
 
 def skip(rank: int) -> dict[str, object]:
@@ -67,6 +84,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     names = list(transformer().named_parameters())
     found = {
         "scenarios": {method: scenario(method, rank, world) for method in SCENARIOS},
+        "hybrid": hybrid(rank, world),
         "skip": skip(rank),
         "seeds": message(transformer(), seed=rank),
         "names": message([(f"{rank}.{name}", p) for name, p in names]),

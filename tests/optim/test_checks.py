@@ -244,7 +244,7 @@ def moved(p: Tensor, start: Tensor) -> Tensor:
     return (p.detach() != start).flatten()
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 2.0**-12, 0.1, 0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("sparsity", [0.0, 2.0**-12, 0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
 def test_check_6_the_masked_fraction_is_the_sparsity(sparsity):
     w = nn.Parameter(torch.zeros(COUNT))
     opt = ZOSGD([("w", w)], lr=1.0, eps=EPS, mask=Random(sparsity), distribution="rademacher", **EXACT)

@@ -11,6 +11,8 @@ import ranks
 import torch
 from models import METHODS, assert_same, assert_same_trees, copies, cross_entropy, states, transformer
 
+import pyzo
+
 WORLD = 2
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +72,21 @@ def test_check_8_ranks_are_one_process_that_averages_their_losses(found, method)
     assert torch.equal(found[0]["scenarios"][method]["losses"], torch.stack(losses))
     assert_same(found[0]["scenarios"][method]["weights"], copies(model))
     assert_same(found[0]["scenarios"][method]["states"], copies(states(opt)))
+
+
+def test_hybrid_ranks_average_gradients_and_losses(found):
+    """They are one process on all of the data, but for the order of sums: 20 steps of float32."""
+    first, second = (own["hybrid"] for own in found)
+    assert_same_trees(first, second)
+    model, parts = ranks.stack(), [ranks.part(rank, WORLD) for rank in range(WORLD)]
+    both = pyzo.hybrid(model, 1, {"lr": 1e-2}, lambda params: torch.optim.SGD(params, lr=0.1))
+    losses = [
+        both.step(lambda: sum(cross_entropy(model, x, y).double() for x, y in parts) / WORLD)
+        for _ in range(ranks.STEPS)
+    ]
+    torch.testing.assert_close(first["losses"].double(), torch.stack(losses), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first["weights"], copies(model), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(first["weights"][0], ranks.stack()[0][0].weight)
 
 
 def test_all_ranks_skip_where_one_loss_is_not_finite(found):

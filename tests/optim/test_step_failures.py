@@ -179,7 +179,7 @@ def test_steps_after_a_skip_count_on_from_before_it(method):
             with pytest.warns(UserWarning, match="skipped"):
                 opt.step(Calls(closure_of(model), 1, lambda loss: loss * math.nan))
             state = other.state_dict()
-            state["pyzo"]["run"]["draw"] += 1
+            state["pyzo"]["runs"][""]["draw"] += 1
             other.load_state_dict(state)
         opt.step(closure_of(model))
         other.step(closure_of(twin))
@@ -288,9 +288,9 @@ def test_an_interrupt_during_the_update_is_delivered_after_it(method):
     opt, other = (METHODS[method](m, **EXACT) for m in (model, twin))
     update = opt.store.update
 
-    def interrupted(what: object) -> None:
+    def interrupted(*what: object) -> None:
         signal.raise_signal(signal.SIGINT)
-        update(what)
+        update(*what)
 
     opt.store.update = interrupted
     with pytest.raises(KeyboardInterrupt):
@@ -364,7 +364,7 @@ def test_a_store_that_cannot_open_leaves_no_trace(monkeypatch):
     opt = ZOSGD(model, **EXACT)
     before, state = copies(model), run_state(opt)
 
-    def full(sweep: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise MemoryError("no room for the copy")
 
     monkeypatch.setattr(opt.store, "open", full)

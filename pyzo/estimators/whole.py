@@ -1,32 +1,16 @@
-"""Estimators: which points of a step are probed, and how losses become coefficients of the seeded gradient."""
+"""The estimators that probe all trained tensors together."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 
-from pyzo import ops
-
-TWO_SIDED, ONE_SIDED, FORWARD = 0, 1, 2  # kinds of ops.estimate_
-PLAIN, STD, SIGNS = 0, 1, 2  # its scalings
-
-
-class Points(Protocol):
-    """What a step offers to its estimator. Every method calls the user's closure once; scalar tensors come back."""
-
-    def here(self) -> torch.Tensor:
-        """l(w)."""
-
-    def at(self, direction: int, sign: float) -> torch.Tensor:
-        """l(w + sign eps z_k)."""
-
-    def along(self, direction: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """l(w) and its derivative along z_k, by forward-mode differentiation."""
+from pyzo.estimators.base import FORWARD, ONE_SIDED, PLAIN, STD, TWO_SIDED, Estimator, Points
 
 
 @dataclass(frozen=True)
-class Estimator:
-    """An estimate g = sum_k c_k z_k from q directions.
+class Directions(Estimator):
+    """An estimate from q directions of all trained tensors.
 
     Args:
         q: how many directions a step uses, >= 1.
@@ -34,30 +18,15 @@ class Estimator:
 
     q: int = 1
     kind: ClassVar[int]
-    loss_here: ClassVar[bool]  # whether the first of its losses is l(w)
+    loss_here: ClassVar[bool]
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int) or isinstance(self.q, bool) or self.q < 1:
             raise ValueError(f"q: expected an integer >= 1, got {self.q!r}")
 
-    @property
-    def scaling(self) -> int:
-        return PLAIN
-
-    def probe(self, points: Points) -> list[torch.Tensor]:
-        """The losses in the order that `estimate_` takes them."""
-        raise NotImplementedError
-
-    def estimate_(self, control: torch.Tensor, losses: torch.Tensor, *, signs: bool = False) -> None:
-        """Write the coefficients (or a skip) into a control tensor, from float64 losses on its device.
-
-        `signs` keeps only the sign of what was measured along each direction: c_k = +-1 / q.
-        """
-        ops.estimate_(control, losses, kind=self.kind, q=self.q, scaling=SIGNS if signs else self.scaling)
-
 
 @dataclass(frozen=True)
-class TwoSided(Estimator):
+class TwoSided(Directions):
     """SPSA with 2 q forwards: g = 1/q sum_k (l(w + eps z_k) - l(w - eps z_k)) / (2 eps) z_k.
 
     Source: MeZO, arXiv 2305.17333, definition 1 and n-SPSA; the ZO-SGD of arXiv 2402.11592.
@@ -71,7 +40,7 @@ class TwoSided(Estimator):
 
 
 @dataclass(frozen=True)
-class OneSided(Estimator):
+class OneSided(Directions):
     """Forward differences with q + 1 forwards: g = 1/q sum_k (l(w + eps z_k) - l(w)) / eps z_k, l(w) shared by all.
 
     With `normalize="std"` the differences are divided by the sample standard deviation of the q losses instead of eps:
@@ -103,7 +72,7 @@ class OneSided(Estimator):
 
 
 @dataclass(frozen=True)
-class ForwardGrad(Estimator):
+class ForwardGrad(Directions):
     """Forward gradient: g = 1/q sum_k <grad l(w), z_k> z_k, exact in eps, by q forward-mode evaluations.
 
     Needs memory for one tangent per trained weight. Source: the Forward-Grad of arXiv 2402.11592 (arXiv 2202.08587).
