@@ -1,9 +1,10 @@
 """Hybrid ZO-FO with none, a third and two thirds of the layers by ZO, beside backprop of all or of the other layers."""
 
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import pyzo
 from bench.cases.learn_sparse import EPS, RATES
@@ -60,6 +61,6 @@ def _hybrid(zo_layers: int, fo_lr: float, model: Classifier, lr: float, seed: in
     return pyzo.hybrid(model, zo_layers=zo_layers, zo=zo, fo=partial(adamw, lr=fo_lr)).step
 
 
-def adamw(params: list[Tensor], lr: float) -> torch.optim.AdamW:
+def adamw(params: Iterable[Any], lr: float) -> torch.optim.AdamW:
     """As the demo's: no weight decay."""
     return torch.optim.AdamW(params, lr=lr, weight_decay=0.0)
