@@ -78,6 +78,7 @@ class Recorder:
         self.copy_rate = copy_rate(self.device, nbytes=nbytes, repeats=repeats)
         self.machine = {**machine.cpu(), **machine.gpu(self.device), "copy_bytes_per_s": self.copy_rate}
         self.versions = machine.versions()
+        self._written = 0
 
     def add(self, what: str, provider: str, config: Mapping[str, object], **numbers: object) -> dict[str, Any]:
         """Adds a row: what was done, by whom, under which conditions, the numbers. A dry run has no targets."""
@@ -111,12 +112,13 @@ class Recorder:
         return RESULTS / name if self.clean else RESULTS / "temporary" / name
 
     def write(self) -> Path:
-        """Appends the rows and returns the file."""
+        """Appends the rows that are not written yet and returns the file."""
         path = self.path()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lines:
-            for row in self.rows:
+            for row in self.rows[self._written :]:
                 lines.write(json.dumps(row, sort_keys=True) + "\n")
+        self._written = len(self.rows)
         return path
 
 

@@ -19,6 +19,9 @@ CASES = (
     "build",
     "sass",
     "normal",
+    "learn_sparse",
+    "learn_blocks",
+    "learn_hybrid",
 )
 
 
