@@ -79,6 +79,7 @@ def work(device: str) -> None:
             for tensor in aligned + shifted:
                 code = ops.distribution_code(distribution)
                 ops.noise_(tensor, seed=1, key=2, base=3, inner=0, stride=0, distribution=code)
+    masks(device)
     control = ops.control(4, 3, device)
     ops.begin_step_(control)
     losses = torch.arange(9, dtype=torch.float64, device=device)
@@ -87,6 +88,23 @@ def work(device: str) -> None:
     ops.choose_(control, losses[:3])
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def masks(device: str) -> None:
+    """Packed masks of tensors of all sizes, aligned and not, passes that heed them, passes over listed elements."""
+    for dtype in ops.DTYPES:
+        whole = [torch.zeros(n + shift, dtype=dtype, device=device)[shift:] for n in SIZES for shift in (0, 1)]
+        bits = [torch.zeros((len(t) + 7) // 8, dtype=torch.uint8, device=device) for t in whole]
+        lists = [torch.arange(0, len(t), 3, device=device) for t in whole]
+        for distribution in DISTRIBUTIONS:
+            for rule, states in ops.STATES.items():
+                kinds = PassKinds(whole, distribution=distribution, directions=4, rule=rule)
+                ops.mask_bits_(whole, bits, kinds.table, kinds.control)
+                step = {"undo": 0, "undo_sign": 1.0, "perturb": 1, "perturb_sign": 1.0, "stochastic": True}
+                step |= {"directions": 4, "masked": True}
+                kinds.run(bits=bits, **step)
+                kinds.state = [torch.zeros(len(i), device=device) for _ in range(states) for i in lists]
+                kinds.run(indices=lists, **step)
 
 
 def passes(tensors: list[torch.Tensor], distribution: str, rule: str, state_dtype: torch.dtype) -> None:

@@ -9,6 +9,7 @@ from bench.harness import Recorder, table
 CASES = (
     "passes",
     "rules",
+    "indices",
     "methods",
     "step",
     "memory",

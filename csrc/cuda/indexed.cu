@@ -1,6 +1,5 @@
 // The pass over listed elements: one per thread, with a counter of its own. A list is short and its weights lie far
 // apart, so the kernel waits for memory; it reads what to do, and every dtype, as it runs, and so there is only one.
-#include "core/pick.h"
 #include "cuda/pass.cuh"
 
 namespace pyzo::cuda {
@@ -62,7 +61,6 @@ __device__ __forceinline__ void pass_listed(const PassArgs& a, const IndexedArgs
   const int64_t local = t.indices[i];
   if (local < 0 || local >= t.size) return;
   const uint64_t global = t.shard.global(local);
-  const Index<Lane> index = {uint32_t(global), uint32_t(global >> 32)};
   const float w = t.src ? load(dtype, t.src, i) : load(dtype, t.dst, local);
   float v = w;
   if (kept1(a, t, local, global, w)) {
@@ -70,14 +68,13 @@ __device__ __forceinline__ void pass_listed(const PassArgs& a, const IndexedArgs
     const bool updated = updates(a);
     float undo[1], g[1], perturb[1];
     gather<1>(
-        a, updated, s, t.row,
-        [&](uint64_t seed, float z[1]) { z[0] = pick_noise<Lane>(a.distribution, {seed, t.key}, index); }, undo, g,
-        perturb);
+        a, updated, s, t.row, [&](uint64_t seed, float z[1]) { z[0] = noise1(a.distribution, {seed, t.key}, global); },
+        undo, g, perturb);
     if (a.undo >= 0) v = add_noise_to(dtype, v, undo[0], s.lanes.undo_scale);
     if (updated) {
       const uint32_t flip = a.retract ? 0xffffu : 0u;
       uint32_t random = 0;
-      if (a.stochastic) random = pick_bits<Lane>({s.rounding_seed, t.key}, kRoundingStream, index) ^ flip;
+      if (a.stochastic) random = bits1({s.rounding_seed, t.key}, kRoundingStream, global) ^ flip;
       v = a.rule == kSign       ? update<kSign>(a, t, i, dtype, kept, v, g[0], random)
           : a.rule == kMomentum ? update<kMomentum>(a, t, i, dtype, kept, v, g[0], random)
           : a.rule == kAdam     ? update<kAdam>(a, t, i, dtype, kept, v, g[0], random)

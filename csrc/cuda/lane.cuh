@@ -3,8 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "core/normal.h"
-#include "core/rademacher.h"
+#include "core/pick.h"
 #include "core/rounding.h"
 
 namespace pyzo::cuda {
@@ -123,13 +122,12 @@ __device__ __forceinline__ void noise4(Source s, uint64_t g, float z[4]) {
   }
 }
 
+__device__ __forceinline__ Index<Lane> index_of(uint64_t g) { return {uint32_t(g), uint32_t(g >> 32)}; }
+
 // Noise of any one element.
 template <int kDistribution>
 __device__ __forceinline__ float noise1(Source s, uint64_t g) {
-  float z[4];
-  noise4<kDistribution>(s, g & ~uint64_t(3), z);
-  const int k = int(g & 3);
-  return k < 2 ? (k == 0 ? z[0] : z[1]) : (k == 2 ? z[2] : z[3]);
+  return pick_noise<Lane>(kDistribution, s, index_of(g));
 }
 
 // The same of a distribution that is known as the kernel runs, for kernels that are not worth two.
@@ -140,7 +138,7 @@ __device__ __forceinline__ void noise4(int distribution, Source s, uint64_t g, f
     noise4<kRademacher>(s, g, z);
 }
 __device__ __forceinline__ float noise1(int distribution, Source s, uint64_t g) {
-  return distribution == kNormal ? noise1<kNormal>(s, g) : noise1<kRademacher>(s, g);
+  return pick_noise<Lane>(distribution, s, index_of(g));
 }
 
 // Four elements of a state from local index i, a multiple of 4.
@@ -191,8 +189,7 @@ __device__ __forceinline__ uint32_t packed8(const uint8_t* packed, const int64_t
 
 // The 16 bits of one element.
 __device__ __forceinline__ uint32_t bits1(Source s, Stream stream, uint64_t g) {
-  const Words<uint32_t> w = field_words<Lane>(s, stream, g / kBitsPerCounter, 0u);
-  return Bits8{{w.x, w.y, w.z, w.w}}.at(int(g % kBitsPerCounter));
+  return pick_bits<Lane>(s, stream, index_of(g));
 }
 
 // Whether the groups of four of a shard are groups of four (eight, with rounding bits) of the whole tensor.
