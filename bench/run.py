@@ -22,6 +22,7 @@ CASES = (
     "normal",
     "learn_sparse",
     "learn_blocks",
+    "learn_layers",
     "learn_hybrid",
 )
 

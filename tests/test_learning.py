@@ -324,7 +324,7 @@ def test_plot_draws_clean_rows_only(tmp_path):
 
 # The cases -----------------------------------------------------------------------------------------------------------
 
-TRIALS = {"learn_sparse": (8, 4), "learn_blocks": (8, 4), "learn_hybrid": (6, 6)}
+TRIALS = {"learn_sparse": (8, 4), "learn_blocks": (6, 3), "learn_layers": (4, 2), "learn_hybrid": (6, 6)}
 
 
 @pytest.mark.parametrize("case", TRIALS)

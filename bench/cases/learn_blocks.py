@@ -1,8 +1,8 @@
-"""ZO-SGD of the whole model, block by block, and of a random half of the layers, at equal forwards."""
+"""ZO-SGD of the whole model and block by block, at equal forwards."""
 
 from functools import partial
 
-from bench.cases.learn_sparse import EPS, FORWARDS, rates_for, sparse
+from bench.cases.learn_sparse import EPS, FORWARDS, sparse
 from bench.demo_model import Classifier
 from bench.harness import Recorder
 from bench.laboratory import Laboratory
@@ -11,13 +11,12 @@ from bench.trial import Method, Step
 from pyzo import estimators, optim
 
 BLOCKS = 8  # of MiniLM: embeddings, 6 layers, head
-FRACTION = 0.5  # of the layers that LeZO moves in a step
 BLOCK_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)  # a block's estimate has about 1 / BLOCKS of the variance
 
 
 def run(recorder: Recorder) -> None:
     """Adds the rows of all ways to choose what a step moves."""
-    methods = [sparse(0.0), block_wise("gauss-seidel"), block_wise("jacobi"), random_layers(FRACTION)]
+    methods = [sparse(0.0), block_wise("gauss-seidel"), block_wise("jacobi")]
     forwards = 2 * BLOCKS if recorder.dry_run else FORWARDS
     compare(Laboratory(recorder), methods, equal_forwards(methods, forwards))
 
@@ -28,18 +27,6 @@ def block_wise(order: str) -> Method:
     return Method(f"ZO-SGD by blocks, {order}", settings, 2 * BLOCKS, partial(_by_blocks, order), BLOCK_RATES)
 
 
-def random_layers(fraction: float) -> Method:
-    """A random share of the layers in every step (LeZO). Rates as for masks: divided by the share."""
-    settings = {"eps": EPS, "fraction": fraction, "distribution": "normal"}
-    name = f"ZO-SGD, {fraction:.0%} of the layers"
-    return Method(name, settings, 2, partial(_some_layers, fraction), rates_for(fraction))
-
-
 def _by_blocks(order: str, model: Classifier, lr: float, seed: int) -> Step:
     estimator = estimators.BlockWise(blocks="layer", order=order)
-    return optim.ZOSGD(model, lr=lr, eps=EPS, estimator=estimator, seed=seed).step
-
-
-def _some_layers(fraction: float, model: Classifier, lr: float, seed: int) -> Step:
-    estimator = estimators.RandomLayers(fraction=fraction)
     return optim.ZOSGD(model, lr=lr, eps=EPS, estimator=estimator, seed=seed).step
