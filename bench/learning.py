@@ -10,6 +10,7 @@ SEARCH_SEED = 0
 SEEDS = (1, 2, 3)
 RUNGS = (9, 3, 1)  # a rung trains for the whole number of steps / this
 ETA = 3  # of the rates on a rung, one in so many climbs to the next
+LEAST = 2  # rates that climb all the same: what is best early may be too much for the whole training
 
 
 def search(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str, int]) -> dict[str, float]:
@@ -40,9 +41,9 @@ def search(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str
 
 
 def survivors(losses: Mapping[float, float]) -> tuple[float, ...]:
-    """The rates of the lowest losses, one in ETA, best first; a loss that is no number is the highest."""
+    """The rates of the lowest losses, one in ETA but LEAST, best first; a loss that is no number is the highest."""
     ranked = sorted(losses, key=lambda lr: (math.inf if math.isnan(losses[lr]) else losses[lr], lr))
-    return tuple(ranked[: math.ceil(len(ranked) / ETA)])
+    return tuple(ranked[: max(LEAST, math.ceil(len(ranked) / ETA))])
 
 
 def compare(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str, int]) -> None:

@@ -22,8 +22,8 @@ CASES = (
     "normal",
     "learn_sparse",
     "learn_blocks",
-    "learn_layers",
     "learn_hybrid",
+    "learn_variants",
 )
 
 

@@ -19,7 +19,7 @@ import pyzo
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
 from bench import harness, laboratory, learning, learning_rows, learning_table, plot_learning, trial
-from bench.cases.learn_sparse import RATES, rates_for
+from bench.cases.learn_sparse import RATES, scaled
 from bench.demo_model import Examples
 from bench.laboratory import Laboratory
 from bench.learning import SEEDS
@@ -77,7 +77,7 @@ def lab(path: Path, **options: object) -> Laboratory:
 def test_one_in_three_survives():
     losses = {1.0: 0.5, 2.0: 0.2, 3.0: math.nan, 4.0: 0.3, 5.0: math.inf, 6.0: 0.2}
     assert learning.survivors(losses) == (2.0, 6.0)  # of equal losses the lower rate first
-    assert learning.survivors({1.0: math.nan, 2.0: 0.1}) == (2.0,)
+    assert learning.survivors({1.0: math.nan, 2.0: 0.1, 3.0: 0.2}) == (2.0, 3.0)  # two climb all the same
     assert learning.survivors({1.0: math.nan}) == (1.0,)
 
 
@@ -101,7 +101,8 @@ def test_search_halves_on_growing_budgets():
     first, second = ([(t.method.name, t.lr, t.steps) for t in trials] for trials in oracle.asked[:2])
     assert first == [("a", lr, 100) for lr in rates] + [("b", lr, 10) for lr in rates]
     assert sorted(second) == [("a", lr, 300) for lr in (2.0, 3.0, 4.0)] + [("b", lr, 30) for lr in (7.0, 8.0, 9.0)]
-    assert not any(oracle.asked[2:])  # one rate is left: nothing to decide at the full budget
+    third = [(t.method.name, t.lr, t.steps) for t in oracle.asked[2]]
+    assert sorted(third) == [("a", 3.0, 900), ("a", 4.0, 900), ("b", 8.0, 90), ("b", 9.0, 90)]
     assert all(t.search and t.seed == learning.SEARCH_SEED for trials in oracle.asked for t in trials)
     assert learning.SEARCH_SEED not in SEEDS
 
@@ -123,9 +124,9 @@ def test_equal_forwards():
 
 
 def test_rates_of_masks_have_equal_expected_updates():
-    assert rates_for(1.0) == RATES
-    for lr, scaled in zip(RATES, rates_for(0.2), strict=True):
-        assert scaled * 0.2 == pytest.approx(lr, rel=1e-2)
+    for lr in RATES:
+        assert scaled(lr, 1.0) == lr
+        assert scaled(lr, 0.2) * 0.2 == pytest.approx(lr, rel=1e-2)
 
 
 # One trial -----------------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_plot_draws_clean_rows_only(tmp_path):
 
 # The cases -----------------------------------------------------------------------------------------------------------
 
-TRIALS = {"learn_sparse": (8, 4), "learn_blocks": (6, 3), "learn_layers": (4, 2), "learn_hybrid": (6, 6)}
+TRIALS = {"learn_sparse": (2, 4), "learn_blocks": (4, 2), "learn_variants": (4, 3), "learn_hybrid": (4, 6)}
 
 
 @pytest.mark.parametrize("case", TRIALS)

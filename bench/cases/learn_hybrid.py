@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import pyzo
-from bench.cases.learn_sparse import EPS, RATES
+from bench.cases.learn_sparse import EPS, rate
 from bench.demo_model import Classifier
 from bench.harness import Recorder
 from bench.laboratory import Laboratory
@@ -23,15 +23,16 @@ FO_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 def run(recorder: Recorder) -> None:
     """Adds the rows of all splits, with the same texts in every step.
 
-    AdamW's rate is that of backprop of all layers, everywhere; searched is the rate of the ZO part.
+    AdamW's rate is that of backprop of all layers, everywhere, and the ZO part's that of ZO-SGD of all layers.
     """
     laboratory = Laboratory(recorder)
     steps = 1 if recorder.dry_run else STEPS
     full = backprop(0, FO_RATES)
     fo_lr = search(laboratory, [full], {full.name: steps})[full.name]
-    methods = [full, hybrid(0, fo_lr, (0.0,))]
+    zo_lr = rate(laboratory)
+    methods = [backprop(0, (fo_lr,)), hybrid(0, fo_lr, 0.0)]
     for layers in ZO_LAYERS:
-        methods += [hybrid(layers, fo_lr, RATES), backprop(layers, (fo_lr,))]
+        methods += [hybrid(layers, fo_lr, zo_lr), backprop(layers, (fo_lr,))]
     compare(laboratory, methods, {method.name: steps for method in methods})
 
 
@@ -41,11 +42,11 @@ def backprop(frozen: int, rates: tuple[float, ...]) -> Method:
     return Method(name, {"fo": "AdamW", "frozen_layers": frozen}, 1, partial(_backprop, frozen), rates)
 
 
-def hybrid(zo_layers: int, fo_lr: float, rates: tuple[float, ...]) -> Method:
+def hybrid(zo_layers: int, fo_lr: float, zo_lr: float) -> Method:
     """ZO-SGD on the embeddings and the first layers, AdamW behind them."""
     name = f"hybrid, {zo_layers} of 6 layers by ZO"
     settings = {"eps": EPS, "zo_layers": zo_layers, "fo": "AdamW", "fo_lr": fo_lr, "distribution": "normal"}
-    return Method(name, settings, 3 if zo_layers else 1, partial(_hybrid, zo_layers, fo_lr), rates)
+    return Method(name, settings, 3 if zo_layers else 1, partial(_hybrid, zo_layers, fo_lr), (zo_lr,))
 
 
 def _backprop(frozen: int, model: Classifier, lr: float, seed: int) -> Step:
