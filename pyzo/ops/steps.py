@@ -82,9 +82,9 @@ def pass_(
         bits: none, or one mask for each tensor of `dst`: contiguous uint8 [ceil(n / 8)], element 8 j + k in bit k of
             byte j, or no bytes where a tensor has no such mask. Heeded where `masked`.
         indices: none, or the local indices of the only elements of each tensor of `dst` that the pass touches, at the
-            cost of those: contiguous int64 [listed], strictly increasing, in [0, n). Not beside `bits`. They are
-            checked on the CPU; on CUDA an index outside [0, n) is passed over, and what one is that stands twice or
-            out of order, is not checked.
+            cost of those: contiguous int64 [listed], strictly increasing, in [0, n). Not beside `bits`. What they
+            are is checked on the CPU; on CUDA, where no pass waits for the device, an index outside [0, n) is skipped
+            and the order is not looked at (an index that stands twice is then moved by two threads at once).
         undo: direction whose perturbation is taken back by adding undo_sign * eps * z, or -1.
         rule: a number of RULES.
         directions: how many directions, from 0 on, the update sums; 0: no update.
