@@ -58,7 +58,7 @@ Element<T, S> scalar_pass(const PassArgs& a, const TensorArgs& t, Element<T, S> 
   if (a.masked) {
     const float threshold = a.control.threshold(t.row), w = Storage<T>::load(x.weight);
     if (scalar_bits({a.control.mask_seed(t.row), t.key}, kMaskStream, index) >= a.control.keep(t.row)) return x;
-    if (threshold < HUGE_VALF && !(std::fabs(w) <= threshold)) return x;
+    if (!t.in_place() && threshold < HUGE_VALF && !(std::fabs(w) <= threshold)) return x;
     if (t.bits && (t.bits[i / 8] >> i % 8 & 1) == 0) return x;
   }
   const auto z = [&](int64_t j) { return scalar_noise(a.distribution, {a.control.seed(j), t.key}, index); };
