@@ -39,14 +39,15 @@ struct Lanes {
   static PYZO_HD F if_below(U a, U b, F yes, F no) { return (I)a < (I)b ? yes : no; }
   static PYZO_HD F reciprocal(F x) { return splat(1.0f) / x; }
   static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
-  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
-  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
   static PYZO_HD F abs(F x) { return as_f(as_u(x) & splat(0x7fffffffu)); }
   static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
 
 #if PYZO_LANES == 16
   static PYZO_HD F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
   static PYZO_HD F sqrt(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
+  // The instructions return their second operand where either is NaN or both are 0.
+  static PYZO_HD F at_most(F x, F high) { return (F)_mm512_min_ps((__m512)high, (__m512)x); }
+  static PYZO_HD F at_least(F x, F low) { return (F)_mm512_max_ps((__m512)low, (__m512)x); }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const __m512i v = (__m512i)x, mm = _mm512_set1_epi32(int(m));
     const __m512i even = _mm512_mul_epu32(v, mm), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), mm);
@@ -56,6 +57,8 @@ struct Lanes {
 #elif PYZO_LANES == 8
   static PYZO_HD F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
   static PYZO_HD F sqrt(F x) { return (F)_mm256_sqrt_ps((__m256)x); }
+  static PYZO_HD F at_most(F x, F high) { return (F)_mm256_min_ps((__m256)high, (__m256)x); }
+  static PYZO_HD F at_least(F x, F low) { return (F)_mm256_max_ps((__m256)low, (__m256)x); }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const __m256i v = (__m256i)x, mm = _mm256_set1_epi32(int(m));
     const __m256i even = _mm256_mul_epu32(v, mm), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), mm);
@@ -73,6 +76,8 @@ struct Lanes {
     for (int l = 0; l < kLanes; ++l) r[l] = Scalar::sqrt(x[l]);
     return r;
   }
+  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
+  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     U hi;
     for (int l = 0; l < kLanes; ++l) {
