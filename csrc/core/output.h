@@ -122,7 +122,7 @@ PYZO_HD typename L::F fitted_slope(typename L::F y, typename L::F right) {
   return L::if_less(zero, right, polynomial<L>(fit.right, t), w * polynomial<L>(fit.left, L::fma(w, two, -one)));
 }
 
-// h'(x) from y = h(x) and whether x lies right of the minimum (1 or 0; not read where there is none).
+// h'(x) from y = h(x) and whether x lies right of the minimum (positive if so; not read where there is none).
 template <class L, int kFunction>
 PYZO_HD typename L::F slope_of_output(typename L::F y, typename L::F right) {
   using F = typename L::F;

@@ -184,6 +184,50 @@ struct Lanes {
     store<T>(base, i + kLanes, b);
   }
 
+  // Numbers as layers read and write them, who compute with what they read: a NaN stays one but need not keep its bits.
+  template <Dtype T>
+  static PYZO_HD F read(const void* base, int64_t i) {
+#if PYZO_LANES > 4
+    if constexpr (T == kFloat16) return half_to_float(static_cast<const uint16_t*>(base) + i);
+#endif
+    return load<T>(base, i);
+  }
+  // Rounded to nearest.
+  template <Dtype T>
+  static PYZO_HD void write(void* base, int64_t i, F x) {
+#if PYZO_LANES > 4
+    if constexpr (T == kFloat16) return store_half(static_cast<uint16_t*>(base) + i, x);
+#endif
+    store<T>(base, i, to_storage<Lanes, T>(x));
+  }
+
+  // Two vectors of neighbouring numbers, whose order within the two does not matter to what is done element by element:
+  // where kAlternate, the first vector holds those at even places, which saves 16-bit numbers every move across lanes.
+  template <Dtype T>
+  static constexpr bool kAlternate = T == kBFloat16;
+
+  template <Dtype T>
+  static PYZO_HD void load_pair(const void* base, int64_t i, F& a, F& b) {
+    if constexpr (kAlternate<T>) {
+      U both;
+      __builtin_memcpy(&both, static_cast<const uint16_t*>(base) + i, sizeof both);
+      a = as_f(both << 16), b = as_f(both & splat(0xffff0000u));
+    } else {
+      a = read<T>(base, i), b = read<T>(base, i + kLanes);
+    }
+  }
+  // Rounded to nearest.
+  template <Dtype T>
+  static PYZO_HD void store_pair(void* base, int64_t i, F a, F b) {
+    if constexpr (kAlternate<T>) {
+      const U first = bfloat16_in_upper_half<Lanes>(as_u(a)), second = bfloat16_in_upper_half<Lanes>(as_u(b));
+      const U both = (first >> 16) | (second & splat(0xffff0000u));
+      __builtin_memcpy(static_cast<uint16_t*>(base) + i, &both, sizeof both);
+    } else {
+      write<T>(base, i, a), write<T>(base, i + kLanes, b);
+    }
+  }
+
 #if PYZO_LANES > 4
   template <Dtype T>
     requires(T == kFloat16)
@@ -202,6 +246,9 @@ struct Lanes {
     return _mm512_cmpeq_epi32_mask((__m512i)a, _mm512_set1_epi32(int(b))) != 0;
   }
   static PYZO_HD F half_to_float(U codes) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)codes)); }
+  static PYZO_HD F half_to_float(const uint16_t* p) {
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
   static PYZO_HD void store_half(uint16_t* p, F x) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -214,6 +261,7 @@ struct Lanes {
     const __m256i packed = _mm256_packus_epi32((__m256i)codes, (__m256i)codes);
     return (F)_mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
   }
+  static PYZO_HD F half_to_float(const uint16_t* p) { return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
   static PYZO_HD void store_half(uint16_t* p, F x) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
   }
