@@ -119,7 +119,7 @@ inline void output_activation_backward(const Elements& e, int f, const uint8_t* 
     constexpr int kFunction = decltype(tag)::value;
     map_elements<T, 2, 1>({element(T, e.in[0], begin), element(T, e.in[1], begin)}, {element(T, e.out, begin)},
                           end - begin, [&](const F* x, F* y, int64_t i, auto half) {
-                            F right = {};
+                            F side = {};
                             if constexpr (has_sides(kFunction)) {
                               const int64_t at = begin + i, left = end - at;
                               uint32_t bits = 0;
@@ -127,9 +127,9 @@ inline void output_activation_backward(const Elements& e, int f, const uint8_t* 
                                 bits = uint32_t(load_codes<kPair >= 8 ? kPair / 8 : 1>(sides + at / 8));
                               else
                                 __builtin_memcpy(&bits, sides + at / 8, code_bytes(left < kPair ? left : kPair, 1));
-                              right = signs_of_bits<T, decltype(half)::value>(bits >> at % 8);
+                              side = signs_of_bits<T, decltype(half)::value>(bits >> at % 8);
                             }
-                            y[0] = x[0] * slope_of_output<Lanes, kFunction>(x[1], right);
+                            y[0] = x[0] * slope_of_output<Lanes, kFunction>(x[1], side);
                           });
   });
 }

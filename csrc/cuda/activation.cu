@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kLayerThreads)
   with_function(f, [&](auto tag) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k)
-      y[k] = gradient[k] * slope_of_output<Lane, decltype(tag)::value>(y[k], (right >> k) & 1u ? 1.0f : 0.0f);
+      y[k] = gradient[k] * slope_of_output<Lane, decltype(tag)::value>(y[k], (right >> k) & 1u ? 1.0f : -1.0f);
   });
   store_each<T>(e.out, i, e.n, y);
 }
