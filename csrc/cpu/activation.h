@@ -14,6 +14,14 @@ inline void activation(const Elements& e, int f, int64_t begin, int64_t end) {
 
 inline void activation_backward(const Elements& e, int f, int64_t begin, int64_t end) {
   with_kernel(e.dtype, f, [&](auto t, auto tag) {
+    if (e.value)
+      return map_elements<decltype(t)::value, 2, 2>(
+          {element(e.dtype, e.in[0], begin), element(e.dtype, e.in[1], begin)},
+          {element(e.dtype, e.out, begin), element(e.dtype, e.value, begin)}, end - begin,
+          [](const F* x, F* y, auto...) {
+            const ValueSlope<F> h = function<Lanes, decltype(tag)::value>(x[1]);
+            y[0] = x[0] * h.slope, y[1] = h.value;
+          });
     map_elements<decltype(t)::value, 2, 1>(
         {element(e.dtype, e.in[0], begin), element(e.dtype, e.in[1], begin)}, {element(e.dtype, e.out, begin)},
         end - begin,

@@ -86,7 +86,13 @@ def _like_and_sides(x: Tensor, function: int) -> tuple[Tensor, Tensor]:
     return _like(x), x.new_empty((x.numel() + 7) // 8 if sided else 0, dtype=torch.uint8)
 
 
-for _name in ("activation", "activation_backward", "coded_activation_backward", "output_activation_backward"):
+for _name in (
+    "activation",
+    "activation_backward",
+    "activation_backward_",
+    "coded_activation_backward",
+    "output_activation_backward",
+):
     torch.library.register_fake(f"pyzo::{_name}", _like)
 torch.library.register_fake("pyzo::coded_activation", _like_and_codes)
 torch.library.register_fake("pyzo::output_activation", _like_and_sides)

@@ -136,6 +136,12 @@ def activation_backward(gradient: Tensor, x: Tensor, function: int) -> Tensor:
     return (wide(gradient) * value_and_slope(function, wide(x))[1]).to(x.dtype)
 
 
+def activation_backward_(gradient: Tensor, x: Tensor, function: int) -> Tensor:
+    out = activation_backward(gradient, x, function)
+    gradient.copy_(activation(x, function))
+    return out
+
+
 def codes_of(x: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Number of thresholds, as float32, that each element exceeds."""
     limits = torch.tensor(thresholds).to(wide(x).dtype)
@@ -252,6 +258,7 @@ def output_activation_backward(gradient: Tensor, y: Tensor, sides: Tensor, funct
 OPERATORS = (
     activation,
     activation_backward,
+    activation_backward_,
     coded_activation,
     coded_activation_backward,
     output_activation,

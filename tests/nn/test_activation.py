@@ -317,6 +317,9 @@ def test_errors(device):
         backward(x, torch.zeros(2, dtype=torch.uint8, device=device), [0.0, 1.0])
     with pytest.raises(RuntimeError, match=r"gradient: expected a contiguous tensor of the dtype, size"):
         torch.ops.pyzo.activation_backward(x.half(), x, 1)
+    memory = torch.zeros(5, device=device)
+    with pytest.raises(RuntimeError, match=r"gradient: expected memory apart from that of x, got Float.3."):
+        torch.ops.pyzo.activation_backward_(memory[:3], memory[2:], 1)
     if device == "cuda":
         with pytest.raises(RuntimeError, match=r"float64 on the CPU only"):
             ops.activation(x.double(), "gelu")
