@@ -66,7 +66,11 @@ struct Lanes {
     return (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
   }
 #else
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   static PYZO_HD F fma(F a, F b, F c) {
+#else  // long enough to be called, not copied to every place
+  static __attribute__((noinline)) F fma(F a, F b, F c) {
+#endif
     F r;
     for (int l = 0; l < kLanes; ++l) r[l] = Scalar::fma(a[l], b[l], c[l]);
     return r;
@@ -152,7 +156,7 @@ struct Lanes {
 #if PYZO_LANES > 4
       if (__builtin_expect(!any_equal(codes & splat(0x7c00u), 0x7c00u), 1)) return half_to_float(codes);
 #endif
-      return widen_half<Lanes>(codes);  // the conversion instruction would quiet a signalling NaN
+      return widened(codes);  // the conversion instruction would quiet a signalling NaN
     }
   }
   // x is representable in T.
@@ -167,7 +171,7 @@ struct Lanes {
 #if PYZO_LANES > 4
       if (__builtin_expect(!any_equal(as_u(x) & splat(0x7f800000u), 0x7f800000u), 1)) return store_half(p, x);
 #endif
-      store_u16(p, narrow_half<Lanes>(x));
+      store_u16(p, narrowed(x));
     }
   }
   // Two neighbouring vectors; packing both at once is cheaper where lanes are narrowed in halves.
@@ -227,6 +231,10 @@ struct Lanes {
       write<T>(base, i, a), write<T>(base, i + kLanes, b);
     }
   }
+
+  // Rare or slow, and long enough to be called.
+  static __attribute__((noinline)) F widened(U codes) { return widen_half<Lanes>(codes); }
+  static __attribute__((noinline)) U narrowed(F x) { return narrow_half<Lanes>(x); }
 
 #if PYZO_LANES > 4
   template <Dtype T>
