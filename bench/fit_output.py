@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.polynomial import chebyshev
+from mpmath import mpf
 from scipy.optimize import brentq
 from scipy.special import expit, ndtr
 
+from bench import fit_elementary
+
 Function = Callable[[np.ndarray], np.ndarray]
-POINTS = 600  # Chebyshev points of a fit; the fit is the least-squares one on them, so their number belongs to it
-RIGHT_DEGREE, LEFT_DEGREE = 16, 9
 TANH_SCALE, TANH_CUBE = 2.0 * np.sqrt(2.0 / np.pi), 0.044715
 
 
@@ -24,14 +24,14 @@ class Activation:
     Attributes:
         value, slope: of x.
         far: x from where on the derivative counts as constant.
-        root: whether the left polynomial is one in a root, where the function falls to 0 as fast as a Gaussian.
+        degree: of both polynomials; more where the function falls to 0 as fast as a Gaussian.
     """
 
     name: str
     value: Function
     slope: Function
     far: float
-    root: bool
+    degree: int
 
     @property
     def turn(self) -> float:
@@ -64,10 +64,10 @@ def _mish_slope(x: np.ndarray) -> np.ndarray:
 
 
 ACTIVATIONS = (
-    Activation("gelu", lambda x: x * ndtr(x), _gelu_slope, 4.75, True),
-    Activation("gelu_tanh", lambda x: x * expit(_inner(x)), _tanh_slope, 4.6, True),
-    Activation("silu", lambda x: x * expit(x), lambda x: expit(x) * (1.0 + x * expit(-x)), 13.0, False),
-    Activation("mish", lambda x: x * _mish_parts(x)[0], _mish_slope, 6.8, False),
+    Activation("gelu", lambda x: x * ndtr(x), _gelu_slope, 4.75, 7),
+    Activation("gelu_tanh", lambda x: x * expit(_inner(x)), _tanh_slope, 4.6, 7),
+    Activation("silu", lambda x: x * expit(x), lambda x: expit(x) * (1.0 + x * expit(-x)), 13.0, 6),
+    Activation("mish", lambda x: x * _mish_parts(x)[0], _mish_slope, 6.8, 6),
 )
 
 
@@ -77,67 +77,69 @@ class Fit:
 
     Attributes:
         turn, least: x and value of the minimum.
-        right_scale: 2 / S, S the root of value - least at `far`; the right polynomial is one in t = right_scale s - 1,
-            s the root of value - least.
-        left_scale: 1 / the root of -least; on the left the slope is w times a polynomial in 2 w - 1, with w = 1 -
-            left_scale s or its root, so that it vanishes with the value.
-        right, left: coefficients, from the highest power down.
-        error: largest error of the two, in exact arithmetic.
+        scale, offset: t = scale s + offset, s the root of value - least, negative on the left: -1 where the value is 0
+            there, 1 at `far`.
+        numerator, denominator: coefficients from the highest power down; their quotient times t + 1, so that it
+            vanishes with the value on the left, is the slope.
+        error: the largest, before coefficients are rounded.
     """
 
     turn: float
     least: float
-    right_scale: float
-    left_scale: float
-    right: np.ndarray
-    left: np.ndarray
+    scale: float
+    offset: float
+    numerator: list[float]
+    denominator: list[float]
     error: float
 
 
 def fit(activation: Activation) -> Fit:
+    """The best quotient: its error has one size and alternating sign (bench/fit_elementary.py)."""
     turn = activation.turn
     least = float(activation.value(np.float64(turn)))
-    width = np.sqrt(float(activation.value(np.float64(activation.far))) - least)
-    t = -np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS)
-    w = (t + 1.0) / 2.0
-    s = width * w
-    far = activation.far + 1.0
-    right, right_error = _polynomial(activation, t, least + s * s, turn, far, RIGHT_DEGREE, np.ones_like(t))
-    height = 1.0 - (w * w if activation.root else w)
-    left, left_error = _polynomial(activation, t, least - least * height**2, turn, -90.0, LEFT_DEGREE, w)
-    return Fit(turn, least, 2.0 / width, (-least) ** -0.5, right, left, max(right_error, left_error))
+    zero = np.sqrt(-least)  # s is -zero where the value is 0 on the left
+    width = np.sqrt(float(activation.value(np.float64(activation.far))) - least) + zero
+
+    def slope(place: mpf) -> mpf:  # the derivative is not smooth in s where the value is 0, so points lie densely there
+        s = width * float(place) ** 2 - zero
+        return mpf(float(activation.slope(_solve(activation, least + s * s, -90.0 if s < 0 else activation.far + 1.0))))
+
+    quotient = fit_elementary.Fit(
+        activation.name,
+        lambda place: slope(place) / (2 * place**2),
+        lambda place: 2 * place**2,  # t + 1
+        (0.0, 1.0),
+        activation.degree,
+        activation.degree,
+        variable=lambda place: 2 * place**2 - 1,
+    )
+    coefficients, error = fit_elementary.remez(quotient, [])
+    numerator, denominator = ([float(c) for c in part[::-1]] for part in fit_elementary.split(quotient, coefficients))
+    return Fit(turn, least, 2.0 / width, 2.0 * zero / width - 1.0, numerator, denominator, float(error))
 
 
-def _polynomial(
-    activation: Activation,
-    t: np.ndarray,
-    value: np.ndarray,
-    turn: float,
-    outside: float,
-    degree: int,
-    factor: np.ndarray,
-) -> tuple[np.ndarray, float]:
-    """Coefficients in t of slope / factor where the function has these values, x between `turn` and `outside`."""
-    inner, outer = np.full_like(t, turn), np.full_like(t, outside)
-    for _ in range(200):  # bisection
+def _solve(activation: Activation, value: float, outside: float) -> np.float64:
+    """x between the minimum and `outside` where the function has this value, by bisection."""
+    inner, outer = np.float64(activation.turn), np.float64(outside)
+    for _ in range(200):
         middle = (inner + outer) / 2.0
-        below = activation.value(middle) < value
-        inner, outer = np.where(below, middle, inner), np.where(below, outer, middle)
-    slope = activation.slope((inner + outer) / 2.0)
-    fitted = chebyshev.chebfit(t, slope / factor, degree, w=factor)
-    error = np.abs(factor * chebyshev.chebval(t, fitted) - slope)
-    return chebyshev.cheb2poly(fitted)[::-1], float(error.max())
+        if activation.value(middle) < value:
+            inner = middle
+        else:
+            outer = middle
+    return (inner + outer) / 2.0
 
 
 def text(number: float) -> str:
-    return f"{np.float32(number):.9g}f"
+    digits = f"{np.float32(number):.9g}"
+    return f"{digits}.0f" if digits.isdigit() else f"{digits}f"
 
 
 def lines(activation: Activation) -> list[str]:
     """The members of an OutputFit in core/output.h, in its order."""
     found = fit(activation)
-    scalars = ", ".join(map(text, (found.turn, found.least, found.right_scale, found.left_scale)))
-    return [scalars, *("{" + ", ".join(map(text, p)) + "}" for p in (found.right, found.left))]
+    scalars = ", ".join(map(text, (found.turn, found.least, found.scale, found.offset)))
+    return [scalars, *("{" + ", ".join(map(text, p)) + "}" for p in (found.numerator, found.denominator))]
 
 
 if __name__ == "__main__":

@@ -25,15 +25,14 @@ def _each(build: Callable[[tuple[int, ...], torch.dtype, str, int], tuple]) -> C
     return lambda device: [build(*SHAPES[f % len(SHAPES)], device, f) for f in range(9)]
 
 
+def _backward(shape: tuple[int, ...], dtype: torch.dtype, device: str, f: int) -> tuple[Tensor, Tensor, int]:
+    return numbers(shape, dtype, device, seed=f), numbers(shape, dtype, device, seed=f + 20), f
+
+
 SAMPLES: dict[str, Callable[[str], list[tuple]]] = {
     "activation": _each(lambda shape, dtype, device, f: (numbers(shape, dtype, device, seed=f, graph=True), f)),
-    "activation_backward": _each(
-        lambda shape, dtype, device, f: (
-            numbers(shape, dtype, device, seed=f),
-            numbers(shape, dtype, device, seed=f + 20),
-            f,
-        )
-    ),
+    "activation_backward": _each(_backward),
+    "activation_backward_": _each(_backward),
     "coded_activation": _each(
         lambda shape, dtype, device, f: (
             numbers(shape, dtype, device, seed=f, graph=True),

@@ -7,12 +7,13 @@
 
 namespace pyzo {
 
-// n elements of one dtype, read from `in` and written to `out`, contiguous.
+// n elements of one dtype, read from `in` and written to `out`, contiguous. The exact backward pass writes values too
+// where they have memory, which may be that of the gradient.
 struct Elements {
   Dtype dtype;
   int64_t n;
   const void* in[2];
-  void* out;
+  void *out, *value = nullptr;
 };
 
 template <int kFunction>

@@ -42,7 +42,7 @@ PYZO_HD ValueSlope<typename L::F> function(typename L::F x) {
   using F = typename L::F;
   const F zero = constant<L>(0.0), one = constant<L>(1.0);
   if constexpr (kFunction == kRelu) {
-    return {L::if_less(x, zero, zero, x), L::if_less(zero, x, one, zero)};
+    return {L::at_least(x, zero), L::if_less(zero, x, one, zero)};
   } else if constexpr (kFunction == kGelu) {
     const NormalDistribution<F> normal = normal_distribution<L>(x);
     return {x * normal.below, L::fma(within<L>(x, 64.0), normal.density, normal.below)};
@@ -61,8 +61,7 @@ PYZO_HD ValueSlope<typename L::F> function(typename L::F x) {
     const F w = L::if_less(x, zero, n * r, L::fma(-two, r, one));
     return {x * w, L::fma(within<L>(x, 128.0) * (e * (constant<L>(4.0) * r)), L::fma(e, r, r), w)};
   } else if constexpr (kFunction == kSoftplus) {
-    const F positive = L::if_less(x, zero, zero, x);
-    return {log1p<L>(exp<L>(-L::abs(x))) + positive, sigmoid<L>(x)};
+    return {log1p<L>(exp<L>(-L::abs(x))) + L::at_least(x, zero), sigmoid<L>(x)};
   } else if constexpr (kFunction == kElu) {
     return {L::if_less(zero, x, x, expm1<L>(x)), L::if_less(zero, x, one, exp<L>(x))};
   } else {

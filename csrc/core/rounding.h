@@ -23,6 +23,12 @@ PYZO_HD typename L::U magnitude(typename L::F x) {
   return L::as_u(x) & L::splat(0x7fffffffu);
 }
 
+// What rounding to bfloat16 makes of a float's bits: the upper half is the result's code.
+template <class L>
+PYZO_HD typename L::U bfloat16_in_upper_half(typename L::U u) {
+  return u + L::splat(0x7fffu) + ((u >> 16) & L::splat(1u));
+}
+
 template <class L, Dtype T, bool kAnyNaN = true>
 PYZO_HD typename L::F round_nearest(typename L::F x) {
   using F = typename L::F;
@@ -31,7 +37,7 @@ PYZO_HD typename L::F round_nearest(typename L::F x) {
     return x;
   } else if constexpr (T == kBFloat16) {
     const U u = L::as_u(x);
-    const U rounded = (u + L::splat(0x7fffu) + ((u >> 16) & L::splat(1u))) & L::splat(0xffff0000u);
+    const U rounded = bfloat16_in_upper_half<L>(u) & L::splat(0xffff0000u);
     if constexpr (!kAnyNaN) return L::as_f(rounded);
     return L::as_f(L::below(magnitude<L>(x), L::splat(0x7f800000u), rounded, u));
   } else {

@@ -4,93 +4,62 @@
 
 namespace pyzo::cpu::PYZO_ISA {
 
-// y = h(x), n numbers.
-inline void values(int f, const Number* x, Number* y, int64_t n) {
-  with_function(f, [&](auto tag) {
-    map_numbers({x}, {y}, n, [](const F* x, F* y) { y[0] = function<Lanes, decltype(tag)::value>(x[0]).value; });
-  });
-}
-
-// A tile's codes, from a number for each of its elements and of those that fill the last group.
-PYZO_HD void pack(const uint32_t* code, int bits, int64_t n, uint8_t* out) {
-  alignas(64) uint8_t packed[kLayerTile * kMaxBits / 8 + 8];
-  const int64_t bytes = kGroup * bits / 8;
-  for (int64_t g = 0; g * kGroup < n; ++g) {
-    const uint64_t word = join(code + g * kGroup, bits);
-    __builtin_memcpy(packed + g * bytes, &word, 8);  // little-endian, as the codes
-  }
-  __builtin_memcpy(out, packed, code_bytes(n, bits));
-}
-
 inline void activation(const Elements& e, int f, int64_t begin, int64_t end) {
-  for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile in, out;
-    values(f, read_tile(e.dtype, e.in[0], i, n, in), target(e.dtype, e.out, i, out), n);
-    write_tile(e.dtype, e.out, i, n, out);
+  with_kernel(e.dtype, f, [&](auto t, auto tag) {
+    map_elements<decltype(t)::value, 1, 1>(
+        {element(e.dtype, e.in[0], begin)}, {element(e.dtype, e.out, begin)}, end - begin,
+        [](const F* x, F* y, auto...) { y[0] = function<Lanes, decltype(tag)::value>(x[0]).value; });
   });
 }
 
 inline void activation_backward(const Elements& e, int f, int64_t begin, int64_t end) {
-  for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile first, second, out;
-    const Number* gradient = read_tile(e.dtype, e.in[0], i, n, first);
-    const Number* x = read_tile(e.dtype, e.in[1], i, n, second);
-    with_function(f, [&](auto tag) {
-      map_numbers({gradient, x}, {target(e.dtype, e.out, i, out)}, n,
-                  [](const F* x, F* y) { y[0] = x[0] * function<Lanes, decltype(tag)::value>(x[1]).slope; });
-    });
-    write_tile(e.dtype, e.out, i, n, out);
+  with_kernel(e.dtype, f, [&](auto t, auto tag) {
+    if (e.value)
+      return map_elements<decltype(t)::value, 2, 2>(
+          {element(e.dtype, e.in[0], begin), element(e.dtype, e.in[1], begin)},
+          {element(e.dtype, e.out, begin), element(e.dtype, e.value, begin)}, end - begin,
+          [](const F* x, F* y, auto...) {
+            const ValueSlope<F> h = function<Lanes, decltype(tag)::value>(x[1]);
+            y[0] = x[0] * h.slope, y[1] = h.value;
+          });
+    map_elements<decltype(t)::value, 2, 1>(
+        {element(e.dtype, e.in[0], begin), element(e.dtype, e.in[1], begin)}, {element(e.dtype, e.out, begin)},
+        end - begin,
+        [](const F* x, F* y, auto...) { y[0] = x[0] * function<Lanes, decltype(tag)::value>(x[1]).slope; });
   });
 }
 
-// The codes of n numbers.
-template <int kBits>
-void find_codes(const Number* x, const Levels& thresholds, int64_t n, uint8_t* codes) {
-  alignas(64) uint32_t code[kLayerTile];
-  const auto vector = [&](const Number* from, int64_t k) {
-    const U c = code_of<Lanes, kBits>(Lanes::load<kNumber>(from, 0), thresholds);
-    __builtin_memcpy(code + k, &c, sizeof c);
+// The codes of elements [i, i + n).
+template <Dtype T, int kBits>
+void find_codes(const void* x, int64_t i, int64_t n, const Levels& thresholds, uint8_t* codes) {
+  constexpr int64_t kBytes = kJoined * kBits / 8;
+  const Coder<kBits> coder{thresholds};
+  const auto group = [&](const void* from, int64_t at) {
+    F v[kJoined / kLanes];
+    for (int64_t k = 0; k < kJoined / kLanes; ++k) v[k] = Lanes::read<T>(from, at + k * kLanes);
+    return coder(v);
   };
   int64_t k = 0;
-  for (; k + kLanes <= n; k += kLanes) vector(x + k, k);
-  if (k < n) {
-    alignas(64) Number rest[kLanes] = {};
-    __builtin_memcpy(rest, x + k, (n - k) * int64_t(sizeof(Number)));
-    vector(rest, k);
-  }
-  for (k = n; k % kGroup; ++k) code[k] = 0;
-  pack(code, kBits, n, codes);
-}
-
-#if PYZO_LANES >= 8
-// One bit is what a comparison gives for a vector at once.
-template <>
-inline void find_codes<1>(const Number* x, const Levels& thresholds, int64_t n, uint8_t* codes) {
-  const F threshold = Lanes::splat(thresholds.level[0]);
-  constexpr int64_t kBytes = kLanes / 8;
-  int64_t k = 0;
-  for (; k + kLanes <= n; k += kLanes, codes += kBytes) {
-    const auto mask = above_mask(Lanes::load<kNumber>(x, k), threshold);
-    __builtin_memcpy(codes, &mask, kBytes);
+  for (; k + kJoined <= n; k += kJoined) {
+    const uint64_t word = group(x, i + k);
+    __builtin_memcpy(codes + k / kJoined * kBytes, &word, kBytes);  // little-endian, as the codes
   }
   if (k < n) {
-    alignas(64) Number rest[kLanes] = {};
-    __builtin_memcpy(rest, x + k, (n - k) * int64_t(sizeof(Number)));
-    const uint32_t mask = above_mask(Lanes::load<kNumber>(rest, 0), threshold) & ((1u << (n - k)) - 1u);
-    __builtin_memcpy(codes, &mask, code_bytes(n - k, 1));
+    alignas(64) char rest[kJoined * size_of(T)] = {};
+    __builtin_memcpy(rest, element(T, x, i + k), (n - k) * size_of(T));
+    const uint64_t word = group(rest, 0) & ((uint64_t(1) << ((n - k) * kBits)) - 1);
+    __builtin_memcpy(codes + k / kJoined * kBytes, &word, code_bytes(n - k, kBits));
   }
 }
-#endif
 
 template <int kBits>
 void coded_activation_bits(const Elements& e, int f, const Levels& thresholds, uint8_t* codes, int64_t begin,
                            int64_t end) {
   for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile in, out;
-    const Number* x = read_tile(e.dtype, e.in[0], i, n, in);
-    find_codes<kBits>(x, thresholds, n, codes + i * kBits / 8);
-    values(f, x, target(e.dtype, e.out, i, out), n);
-    write_tile(e.dtype, e.out, i, n, out);
+    with_dtype(e.dtype, [&](auto t) {
+      find_codes<decltype(t)::value, kBits>(e.in[0], i, n, thresholds, codes + i * kBits / 8);
+    });
+    activation(e, f, i, i + n);
   });
 }
 
@@ -118,7 +87,7 @@ void scale_by_codes(const void* gradient, const Levels& slopes, const uint8_t* c
     F slope[kGroup / kLanes];
     table.look_up(word, slope);
     for (int64_t k = 0; k < kGroup / kLanes; ++k)
-      Lanes::store<T>(to, i + k * kLanes, to_storage<Lanes, T>(Lanes::load<T>(from, i + k * kLanes) * slope[k]));
+      Lanes::write<T>(to, i + k * kLanes, Lanes::read<T>(from, i + k * kLanes) * slope[k]);
   };
   const uint8_t* at = codes + begin * kBits / 8;
   int64_t i = begin;
@@ -153,27 +122,23 @@ inline void coded_activation_backward(const Elements& e, const Levels& slopes, c
 }
 
 inline void output_activation_backward(const Elements& e, int f, const uint8_t* sides, int64_t begin, int64_t end) {
-  static constexpr Levels kBit = {1, {0.0f, 1.0f}};
-  const SlopeTable<1> bit(kBit);
-  for_tiles(begin, end, [&](int64_t i, int64_t n) {
-    LayerTile first, second, right = {}, out;
-    const Number* gradient = read_tile(e.dtype, e.in[0], i, n, first);
-    const Number* y = read_tile(e.dtype, e.in[1], i, n, second);
-    if (has_sides(f)) {
-      int64_t k = 0;
-      for (; k + kGroup <= n; k += kGroup)
-        bit.look_up(load_codes<kGroup / 8>(sides + (i + k) / 8), right.v + k / kLanes);
-      if (k < n) {
-        uint64_t word = 0;
-        __builtin_memcpy(&word, sides + (i + k) / 8, code_bytes(n - k, 1));
-        bit.look_up(word, right.v + k / kLanes);
-      }
-    }
-    with_function(f, [&](auto tag) {
-      map_numbers({gradient, y, reinterpret_cast<const Number*>(right.v)}, {target(e.dtype, e.out, i, out)}, n,
-                  [](const F* x, F* y) { y[0] = x[0] * slope_of_output<Lanes, decltype(tag)::value>(x[1], x[2]); });
-    });
-    write_tile(e.dtype, e.out, i, n, out);
+  with_kernel(e.dtype, f, [&](auto t, auto tag) {
+    constexpr Dtype T = decltype(t)::value;
+    constexpr int kFunction = decltype(tag)::value;
+    map_elements<T, 2, 1>({element(T, e.in[0], begin), element(T, e.in[1], begin)}, {element(T, e.out, begin)},
+                          end - begin, [&](const F* x, F* y, int64_t i, auto half) {
+                            F side = {};
+                            if constexpr (has_sides(kFunction)) {
+                              const int64_t at = begin + i, left = end - at;
+                              uint32_t bits = 0;
+                              if (left >= kPair && kPair >= 8)
+                                bits = uint32_t(load_codes<kPair >= 8 ? kPair / 8 : 1>(sides + at / 8));
+                              else
+                                __builtin_memcpy(&bits, sides + at / 8, code_bytes(left < kPair ? left : kPair, 1));
+                              side = signs_of_bits<T, decltype(half)::value>(bits >> at % 8);
+                            }
+                            y[0] = x[0] * slope_of_output<Lanes, kFunction>(x[1], side);
+                          });
   });
 }
 

@@ -32,7 +32,7 @@ struct CpuNorm {
 
   static void norm_backward(const Tensor&, const NormArgs& a, const NormBackward& b, void* scratch) {
     const cpu::Layers& layers = cpu::layers(a.input);
-    if (a.weight || a.bias || b.from_input) layers.norm_tables(a, scratch);
+    if (a.weight || a.bias) layers.norm_tables(a, scratch);
     if (!b.dweight && !b.dbias) {
       torch::stable::parallel_for(0, a.rows, grain(a), [&](int64_t begin, int64_t end) {
         layers.norm_backward(a, b, scratch, nullptr, nullptr, begin, end);

@@ -41,6 +41,25 @@ struct Lanes {
   static void store(void* base, int64_t i, F x) {
     static_cast<double*>(base)[i] = x;
   }
+  template <Dtype T>
+  static F read(const void* base, int64_t i) {
+    return load<T>(base, i);
+  }
+  template <Dtype T>
+  static void write(void* base, int64_t i, F x) {
+    store<T>(base, i, x);
+  }
+
+  template <Dtype T>
+  static constexpr bool kAlternate = false;
+  template <Dtype T>
+  static void load_pair(const void* base, int64_t i, F& a, F& b) {
+    a = load<T>(base, i), b = load<T>(base, i + 1);
+  }
+  template <Dtype T>
+  static void store_pair(void* base, int64_t i, F a, F b) {
+    store<T>(base, i, a), store<T>(base, i + 1, b);
+  }
 };
 
 }  // namespace pyzo::cpu::PYZO_ISA

@@ -19,36 +19,28 @@ inline void* row_at(const GateArgs& a, const Rows& r, int64_t row) {
 }
 
 inline void gate(const GateArgs& a, int f, int64_t begin, int64_t end) {
-  for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
-    LayerTile first, second, out;
-    const Number* gate = read_tile(a.dtype, row_at(a, a.gate, row), i, n, first);
-    const Number* up = read_tile(a.dtype, row_at(a, a.up, row), i, n, second);
-    with_function(f, [&](auto tag) {
-      map_numbers({gate, up}, {target(a.dtype, row_at(a, a.to_product, row), i, out)}, n,
-                  [](const F* x, F* y) { y[0] = gated<Lanes, decltype(tag)::value>(x[0], x[1]); });
+  with_kernel(a.dtype, f, [&](auto t, auto tag) {
+    for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
+      const auto at = [&](const Rows& r) { return element(a.dtype, row_at(a, r, row), i); };
+      map_elements<decltype(t)::value, 2, 1>(
+          {at(a.gate), at(a.up)}, {at(a.to_product)}, n,
+          [](const F* x, F* y, auto...) { y[0] = gated<Lanes, decltype(tag)::value>(x[0], x[1]); });
     });
-    write_tile(a.dtype, row_at(a, a.to_product, row), i, n, out);
   });
 }
 
 inline void gate_backward(const GateArgs& a, int f, int64_t begin, int64_t end) {
-  for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
-    LayerTile in[3], out[3];
-    const Rows from[3] = {a.gradient, a.gate, a.up}, to[3] = {a.to_gate, a.to_up, a.to_product};
-    const Number* x[3];
-    Number* y[3];
-    for (int j = 0; j < 3; ++j) {
-      x[j] = read_tile(a.dtype, row_at(a, from[j], row), i, n, in[j]);
-      y[j] = to[j].data ? target(a.dtype, row_at(a, to[j], row), i, out[j]) : reinterpret_cast<Number*>(out[j].v);
-    }
-    with_function(f, [&](auto tag) {
-      map_numbers({x[0], x[1], x[2]}, {y[0], y[1], y[2]}, n, [](const F* x, F* y) {
-        const auto g = gate_gradients<Lanes, decltype(tag)::value>(x[0], x[1], x[2]);
-        y[0] = g.gate, y[1] = g.up, y[2] = g.product;
-      });
+  with_kernel(a.dtype, f, [&](auto t, auto tag) {
+    LayerTile unwanted;
+    for_row_tiles(a, begin, end, [&](int64_t row, int64_t i, int64_t n) {
+      const auto at = [&](const Rows& r) { return r.data ? element(a.dtype, row_at(a, r, row), i) : unwanted.v; };
+      map_elements<decltype(t)::value, 3, 3>(
+          {at(a.gradient), at(a.gate), at(a.up)}, {at(a.to_gate), at(a.to_up), at(a.to_product)}, n,
+          [](const F* x, F* y, auto...) {
+            const auto g = gate_gradients<Lanes, decltype(tag)::value>(x[0], x[1], x[2]);
+            y[0] = g.gate, y[1] = g.up, y[2] = g.product;
+          });
     });
-    for (int j = 0; j < 3; ++j)
-      if (to[j].data) write_tile(a.dtype, row_at(a, to[j], row), i, n, out[j]);
   });
 }
 

@@ -40,14 +40,15 @@ struct Lanes {
   static PYZO_HD F if_at_most(U x, int32_t most, F yes, F no) { return (I)x <= (I)splat(uint32_t(most)) ? yes : no; }
   static PYZO_HD F reciprocal(F x) { return splat(1.0f) / x; }
   static PYZO_HD F if_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
-  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
-  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
   static PYZO_HD F abs(F x) { return as_f(as_u(x) & splat(0x7fffffffu)); }
   static PYZO_HD F if_changed(F a, F b) { return ((a < b) | (a > b)) ? a : b; }
 
 #if PYZO_LANES == 16
   static PYZO_HD F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
   static PYZO_HD F sqrt(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
+  // The instructions return their second operand where either is NaN or both are 0.
+  static PYZO_HD F at_most(F x, F high) { return (F)_mm512_min_ps((__m512)high, (__m512)x); }
+  static PYZO_HD F at_least(F x, F low) { return (F)_mm512_max_ps((__m512)low, (__m512)x); }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const __m512i v = (__m512i)x, mm = _mm512_set1_epi32(int(m));
     const __m512i even = _mm512_mul_epu32(v, mm), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), mm);
@@ -57,6 +58,8 @@ struct Lanes {
 #elif PYZO_LANES == 8
   static PYZO_HD F fma(F a, F b, F c) { return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
   static PYZO_HD F sqrt(F x) { return (F)_mm256_sqrt_ps((__m256)x); }
+  static PYZO_HD F at_most(F x, F high) { return (F)_mm256_min_ps((__m256)high, (__m256)x); }
+  static PYZO_HD F at_least(F x, F low) { return (F)_mm256_max_ps((__m256)low, (__m256)x); }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     const __m256i v = (__m256i)x, mm = _mm256_set1_epi32(int(m));
     const __m256i even = _mm256_mul_epu32(v, mm), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), mm);
@@ -64,7 +67,11 @@ struct Lanes {
     return (U)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
   }
 #else
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   static PYZO_HD F fma(F a, F b, F c) {
+#else  // long enough to be called, not copied to every place
+  static __attribute__((noinline)) F fma(F a, F b, F c) {
+#endif
     F r;
     for (int l = 0; l < kLanes; ++l) r[l] = Scalar::fma(a[l], b[l], c[l]);
     return r;
@@ -74,6 +81,8 @@ struct Lanes {
     for (int l = 0; l < kLanes; ++l) r[l] = Scalar::sqrt(x[l]);
     return r;
   }
+  static PYZO_HD F at_most(F x, F high) { return high < x ? high : x; }
+  static PYZO_HD F at_least(F x, F low) { return x < low ? low : x; }
   static PYZO_HD U mul_hi_lo(uint32_t m, U x, U& lo) {
     U hi;
     for (int l = 0; l < kLanes; ++l) {
@@ -162,7 +171,7 @@ struct Lanes {
 #if PYZO_LANES > 4
       if (__builtin_expect(!any_equal(codes & splat(0x7c00u), 0x7c00u), 1)) return half_to_float(codes);
 #endif
-      return widen_half<Lanes>(codes);  // the conversion instruction would quiet a signalling NaN
+      return widened(codes);  // the conversion instruction would quiet a signalling NaN
     }
   }
   // x is representable in T.
@@ -177,7 +186,7 @@ struct Lanes {
 #if PYZO_LANES > 4
       if (__builtin_expect(!any_equal(as_u(x) & splat(0x7f800000u), 0x7f800000u), 1)) return store_half(p, x);
 #endif
-      store_u16(p, narrow_half<Lanes>(x));
+      store_u16(p, narrowed(x));
     }
   }
   // Two neighbouring vectors; packing both at once is cheaper where lanes are narrowed in halves.
@@ -193,6 +202,54 @@ struct Lanes {
     store<T>(base, i, a);
     store<T>(base, i + kLanes, b);
   }
+
+  // Numbers as layers read and write them, who compute with what they read: a NaN stays one but need not keep its bits.
+  template <Dtype T>
+  static PYZO_HD F read(const void* base, int64_t i) {
+#if PYZO_LANES > 4
+    if constexpr (T == kFloat16) return half_to_float(static_cast<const uint16_t*>(base) + i);
+#endif
+    return load<T>(base, i);
+  }
+  // Rounded to nearest.
+  template <Dtype T>
+  static PYZO_HD void write(void* base, int64_t i, F x) {
+#if PYZO_LANES > 4
+    if constexpr (T == kFloat16) return store_half(static_cast<uint16_t*>(base) + i, x);
+#endif
+    store<T>(base, i, to_storage<Lanes, T>(x));
+  }
+
+  // Two vectors of neighbouring numbers, whose order within the two does not matter to what is done element by element:
+  // where kAlternate, the first vector holds those at even places, which saves 16-bit numbers every move across lanes.
+  template <Dtype T>
+  static constexpr bool kAlternate = T == kBFloat16;
+
+  template <Dtype T>
+  static PYZO_HD void load_pair(const void* base, int64_t i, F& a, F& b) {
+    if constexpr (kAlternate<T>) {
+      U both;
+      __builtin_memcpy(&both, static_cast<const uint16_t*>(base) + i, sizeof both);
+      a = as_f(both << 16), b = as_f(both & splat(0xffff0000u));
+    } else {
+      a = read<T>(base, i), b = read<T>(base, i + kLanes);
+    }
+  }
+  // Rounded to nearest.
+  template <Dtype T>
+  static PYZO_HD void store_pair(void* base, int64_t i, F a, F b) {
+    if constexpr (kAlternate<T>) {
+      const U first = bfloat16_in_upper_half<Lanes>(as_u(a)), second = bfloat16_in_upper_half<Lanes>(as_u(b));
+      const U both = (first >> 16) | (second & splat(0xffff0000u));
+      __builtin_memcpy(static_cast<uint16_t*>(base) + i, &both, sizeof both);
+    } else {
+      write<T>(base, i, a), write<T>(base, i + kLanes, b);
+    }
+  }
+
+  // Rare or slow, and long enough to be called.
+  static __attribute__((noinline)) F widened(U codes) { return widen_half<Lanes>(codes); }
+  static __attribute__((noinline)) U narrowed(F x) { return narrow_half<Lanes>(x); }
 
 #if PYZO_LANES > 4
   template <Dtype T>
@@ -212,6 +269,9 @@ struct Lanes {
     return _mm512_cmpeq_epi32_mask((__m512i)a, _mm512_set1_epi32(int(b))) != 0;
   }
   static PYZO_HD F half_to_float(U codes) { return (F)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)codes)); }
+  static PYZO_HD F half_to_float(const uint16_t* p) {
+    return (F)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
   static PYZO_HD void store_half(uint16_t* p, F x) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -224,6 +284,7 @@ struct Lanes {
     const __m256i packed = _mm256_packus_epi32((__m256i)codes, (__m256i)codes);
     return (F)_mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
   }
+  static PYZO_HD F half_to_float(const uint16_t* p) { return (F)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
   static PYZO_HD void store_half(uint16_t* p, F x) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
   }

@@ -1,6 +1,7 @@
-// Tiles of layers: up to kLayerTile elements. Kernels compute on numbers, floats (or doubles): those of the tensor
-// itself, or of a copy in L1 where it has another dtype. So functions exist once per instruction set and not once more
-// per dtype. Included once by each cpu/layers_*.cpp after its Lanes; lies in that file's own namespace.
+// Elements of layers in vectors of floats (or doubles), and tiles of them in L1, up to kLayerTile elements. Included
+// once by each cpu/layers_*.cpp after its Lanes; lies in that file's own namespace.
+#include <type_traits>
+
 #include "cpu/layers.h"
 
 namespace pyzo::cpu::PYZO_ISA {
@@ -32,15 +33,21 @@ PYZO_HD void with_dtype(Dtype dtype, const Run& run) {
   }
 }
 
+// Calls run(DtypeTag<T>{}, FunctionTag<f>{}) for a dtype and a function that are known only now.
+template <class Run>
+PYZO_HD void with_kernel(Dtype dtype, int f, const Run& run) {
+  with_dtype(dtype, [&](auto t) { with_function(f, [&](auto tag) { run(t, tag); }); });
+}
+
 // n elements from element i on; what lies beyond them in the last vector is 0.
 template <Dtype T>
 inline void load_tile(const void* from, int64_t i, int64_t n, LayerTile& tile) {
   const int64_t whole = n / kLanes;
-  for (int64_t k = 0; k < whole; ++k) tile.v[k] = Lanes::load<T>(from, i + k * kLanes);
+  for (int64_t k = 0; k < whole; ++k) tile.v[k] = Lanes::read<T>(from, i + k * kLanes);
   if (const int64_t rest = n - whole * kLanes) {
     alignas(64) char buffer[8 * kLanes] = {};
     __builtin_memcpy(buffer, static_cast<const char*>(from) + (i + whole * kLanes) * size_of(T), rest * size_of(T));
-    tile.v[whole] = Lanes::load<T>(buffer, 0);
+    tile.v[whole] = Lanes::read<T>(buffer, 0);
   }
 }
 
@@ -48,10 +55,10 @@ inline void load_tile(const void* from, int64_t i, int64_t n, LayerTile& tile) {
 template <Dtype T>
 inline void store_tile(void* to, int64_t i, int64_t n, const LayerTile& tile) {
   const int64_t whole = n / kLanes;
-  for (int64_t k = 0; k < whole; ++k) Lanes::store<T>(to, i + k * kLanes, to_storage<Lanes, T>(tile.v[k]));
+  for (int64_t k = 0; k < whole; ++k) Lanes::write<T>(to, i + k * kLanes, tile.v[k]);
   if (const int64_t rest = n - whole * kLanes) {
     alignas(64) char buffer[8 * kLanes];
-    Lanes::store<T>(buffer, 0, to_storage<Lanes, T>(tile.v[whole]));
+    Lanes::write<T>(buffer, 0, tile.v[whole]);
     __builtin_memcpy(static_cast<char*>(to) + (i + whole * kLanes) * size_of(T), buffer, rest * size_of(T));
   }
 }
@@ -63,45 +70,38 @@ inline void store_tile(Dtype dtype, void* to, int64_t i, int64_t n, const LayerT
   with_dtype(dtype, [&](auto t) { store_tile<decltype(t)::value>(to, i, n, tile); });
 }
 
-// The n numbers of a tensor from element i on: its own, or those of the tile, which is filled.
-inline const Number* read_tile(Dtype dtype, const void* from, int64_t i, int64_t n, LayerTile& tile) {
-  if (dtype == kNumber) return static_cast<const Number*>(from) + i;
-  load_tile(dtype, from, i, n, tile);
-  return reinterpret_cast<const Number*>(tile.v);
+// From element i on.
+PYZO_HD const void* element(Dtype dtype, const void* of, int64_t i) {
+  return static_cast<const char*>(of) + i * size_of(dtype);
 }
+PYZO_HD void* element(Dtype dtype, void* of, int64_t i) { return static_cast<char*>(of) + i * size_of(dtype); }
 
-// Where numbers are put that belong to a tensor from element i on; write_tile brings them there.
-inline Number* target(Dtype dtype, void* to, int64_t i, LayerTile& tile) {
-  return dtype == kNumber ? static_cast<Number*>(to) + i : reinterpret_cast<Number*>(tile.v);
-}
-inline void write_tile(Dtype dtype, void* to, int64_t i, int64_t n, const LayerTile& tile) {
-  if (dtype != kNumber) store_tile(dtype, to, i, n, tile);
-}
+// Which half of a pair of vectors, as an argument that the compiler knows.
+template <int k>
+using Half = std::integral_constant<int, k>;
+constexpr int64_t kPair = 2 * kLanes;
 
-// map(x, y) for vectors of n numbers: x the kIn that are read, y the kOut that are written. A result may take the place
-// of what it was computed from.
-template <int kIn, int kOut, class Map>
-PYZO_HD void map_numbers(const Number* const (&in)[kIn], Number* const (&out)[kOut], int64_t n, const Map& map) {
-  const auto vector = [&](const Number* const* from, Number* const* to, int64_t at) {
-    F x[kIn], y[kOut];
-    for (int j = 0; j < kIn; ++j) x[j] = Lanes::load<kNumber>(from[j], at);
-    map(x, y);
-    for (int j = 0; j < kOut; ++j) Lanes::store<kNumber>(to[j], at, y[j]);
+// map(x, y, first element of the pair, Half) for the vectors of n elements: x the kIn that are read, y the kOut that
+// are written, rounded to nearest. A result may take the place of what it was computed from.
+template <Dtype T, int kIn, int kOut, class Map>
+PYZO_HD void map_elements(const void* const (&in)[kIn], void* const (&out)[kOut], int64_t n, const Map& map) {
+  const auto pair = [&](const void* const* from, void* const* to, int64_t at, int64_t i) {
+    F x[2][kIn], y[2][kOut];
+    for (int j = 0; j < kIn; ++j) Lanes::load_pair<T>(from[j], at, x[0][j], x[1][j]);
+    map(x[0], y[0], i, Half<0>{});
+    map(x[1], y[1], i, Half<1>{});
+    for (int j = 0; j < kOut; ++j) Lanes::store_pair<T>(to[j], at, y[0][j], y[1][j]);
   };
   int64_t i = 0;
-#pragma GCC unroll 2
-  for (; i + kLanes <= n; i += kLanes) vector(in, out, i);
+  for (; i + kPair <= n; i += kPair) pair(in, out, i, i);
   if (i < n) {
-    alignas(64) Number buffers[kIn + kOut][kLanes] = {};
-    const Number* from[kIn];
-    Number* to[kOut];
-    for (int j = 0; j < kIn; ++j) {
-      __builtin_memcpy(buffers[j], in[j] + i, (n - i) * int64_t(sizeof(Number)));
-      from[j] = buffers[j];
-    }
+    alignas(64) char buffers[kIn + kOut][kPair * size_of(T)] = {};
+    const void* from[kIn];
+    void* to[kOut];
+    for (int j = 0; j < kIn; ++j) from[j] = __builtin_memcpy(buffers[j], element(T, in[j], i), (n - i) * size_of(T));
     for (int j = 0; j < kOut; ++j) to[j] = buffers[kIn + j];
-    vector(from, to, 0);
-    for (int j = 0; j < kOut; ++j) __builtin_memcpy(out[j] + i, to[j], (n - i) * int64_t(sizeof(Number)));
+    pair(from, to, 0, i);
+    for (int j = 0; j < kOut; ++j) __builtin_memcpy(element(T, out[j], i), to[j], (n - i) * size_of(T));
   }
 }
 

@@ -46,12 +46,12 @@ template <Dtype T, bool kWhole>
 PYZO_HD Chunk load_chunk(const void* from, int64_t i, int64_t n, Number pad = 0) {
   Chunk c;
   if constexpr (kWhole) {
-    each_vector([&](auto k) { c.v[k] = Lanes::load<T>(from, i + k * kLanes); });
+    each_vector([&](auto k) { c.v[k] = Lanes::read<T>(from, i + k * kLanes); });
   } else {
     alignas(64) char buffer[8 * kNormSums] = {};
     __builtin_memcpy(buffer, static_cast<const char*>(from) + i * size_of(T), n * size_of(T));
     alignas(64) Number number[kNormSums];
-    each_vector([&](auto k) { c.v[k] = Lanes::load<T>(buffer, k * kLanes); });
+    each_vector([&](auto k) { c.v[k] = Lanes::read<T>(buffer, k * kLanes); });
     __builtin_memcpy(number, &c, sizeof c);
     for (int64_t k = n; k < kNormSums; ++k) number[k] = pad;
     __builtin_memcpy(&c, number, sizeof c);
@@ -69,10 +69,10 @@ PYZO_HD void prefetch_chunk(const void* from, int64_t i) {
 template <Dtype T, bool kWhole>
 PYZO_HD void store_chunk(void* to, int64_t i, int64_t n, const Chunk& c) {
   if constexpr (kWhole) {
-    each_vector([&](auto k) { Lanes::store<T>(to, i + k * kLanes, to_storage<Lanes, T>(c.v[k])); });
+    each_vector([&](auto k) { Lanes::write<T>(to, i + k * kLanes, c.v[k]); });
   } else {
     alignas(64) char buffer[8 * kNormSums];
-    each_vector([&](auto k) { Lanes::store<T>(buffer, k * kLanes, to_storage<Lanes, T>(c.v[k])); });
+    each_vector([&](auto k) { Lanes::write<T>(buffer, k * kLanes, c.v[k]); });
     __builtin_memcpy(static_cast<char*>(to) + i * size_of(T), buffer, n * size_of(T));
   }
 }
@@ -128,9 +128,9 @@ struct Moments {
 
 inline Number reciprocal_root(Number variance, double eps) { return Number(1) / std::sqrt(variance + Number(eps)); }
 
-// Of the row that begins at element i. The variance is taken from centred values, and both it and the mean are mended
-// by what the sum of these shows the mean to be off.
-template <Dtype T>
+// Of the row that begins at element i, the mean alone where no more is asked for. The variance is taken from centred
+// values, and both it and the mean are mended by what the sum of these shows the mean to be off.
+template <Dtype T, bool kVariance = true>
 Moments moments(const void* x, int64_t i, const NormArgs& a) {
   const Number n = Number(a.columns);
   if (!a.centered) {
@@ -154,10 +154,12 @@ Moments moments(const void* x, int64_t i, const NormArgs& a) {
     each_vector([&](auto k) {
       const F d = c.v[k] - center;
       rest.v[k] += d;
-      squares.v[k] += d * d;
+      if constexpr (kVariance) squares.v[k] += d * d;
     });
   });
-  const Number shift = total(rest) / n, variance = total(squares) / n - shift * shift;
+  const Number shift = total(rest) / n;
+  if constexpr (!kVariance) return {mean + shift, 0};
+  const Number variance = total(squares) / n - shift * shift;
   return {mean + shift, reciprocal_root(variance < 0 ? Number(0) : variance, a.eps)};
 }
 
@@ -253,7 +255,7 @@ void gradient_rows(const NormArgs& a, const NormBackward& b, const void* at, Num
     const Number scale = static_cast<const Number*>(b.rstd)[r];
     Number center = 0;
     if constexpr (kFromInput)
-      if (a.centered) center = moments<X>(b.saved, r * a.columns, a).mean;
+      if (a.centered) center = moments<X, false>(b.saved, r * a.columns, a).mean;
     const RowGradient<X, Y, kFromInput, kAffine> row = {b,      tables_at(at, a), r * a.columns,
                                                         center, spread(center),   spread(scale)};
     Chunk sum = {}, sum_x = {};
@@ -299,9 +301,9 @@ inline void norm_backward(const NormArgs& a, const NormBackward& b, const void* 
                           int64_t begin, int64_t end) {
   with_dtypes(a, [&](auto x, auto y) {
     constexpr Dtype X = decltype(x)::value, Y = decltype(y)::value;
-    const auto run = b.from_input         ? gradient_rows<X, Y, true, true>
-                     : a.weight || a.bias ? gradient_rows<X, Y, false, true>
-                                          : gradient_rows<X, Y, false, false>;
+    const auto from_input = a.weight || a.bias ? gradient_rows<X, Y, true, true> : gradient_rows<X, Y, true, false>;
+    const auto from_output = a.weight || a.bias ? gradient_rows<X, Y, false, true> : gradient_rows<X, Y, false, false>;
+    const auto run = b.from_input ? from_input : from_output;
     run(a, b, tables, static_cast<Number*>(dweight), static_cast<Number*>(dbias), begin, end);
   });
 }

@@ -24,11 +24,17 @@ __global__ void __launch_bounds__(kLayerThreads) activation_backward_kernel(Elem
   float gradient[kEach], x[kEach];
   load_each<T>(e.in[0], i, e.n, gradient);
   load_each<T>(e.in[1], i, e.n, x);
+  const bool valued = e.value != nullptr;
   with_function(f, [&](auto tag) {
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) x[k] = gradient[k] * function<Lane, decltype(tag)::value>(x[k]).slope;
+    for (int k = 0; k < kEach; ++k) {
+      const ValueSlope<float> h = function<Lane, decltype(tag)::value>(x[k]);
+      x[k] = gradient[k] * h.slope;
+      if (valued) gradient[k] = h.value;
+    }
   });
   store_each<T>(e.out, i, e.n, x);
+  if (valued) store_each<T>(e.value, i, e.n, gradient);
 }
 
 // The codes of a thread's 8 elements are `bits` bytes, the first element's in the lowest bits. Wide accesses are for
@@ -105,7 +111,7 @@ __global__ void __launch_bounds__(kLayerThreads)
   with_function(f, [&](auto tag) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k)
-      y[k] = gradient[k] * slope_of_output<Lane, decltype(tag)::value>(y[k], (right >> k) & 1u ? 1.0f : 0.0f);
+      y[k] = gradient[k] * slope_of_output<Lane, decltype(tag)::value>(y[k], (right >> k) & 1u ? 1.0f : -1.0f);
   });
   store_each<T>(e.out, i, e.n, y);
 }

@@ -49,6 +49,24 @@ Tensor activation_backward(Tensor gradient, Tensor x, int64_t function) {
   return out;
 }
 
+// The values take the place of the gradient.
+template <class Device>
+Tensor activation_backward_(Tensor gradient, Tensor x, int64_t function) {
+  const Dtype dtype = check_layer(x, "x");
+  check_like(gradient, "gradient", x, "x");
+  check_range("function", function, 0, kFunctions);
+  const char *const a = static_cast<const char*>(gradient.data_ptr()), *const b =
+                                                                           static_cast<const char*>(x.data_ptr());
+  const int64_t bytes = x.numel() * x.element_size();
+  STD_TORCH_CHECK(a + bytes <= b || b + bytes <= a, "gradient: expected memory apart from that of x, got ",
+                  describe(gradient));
+  Tensor out = torch::stable::empty_like(x);
+  if (x.numel() > 0)
+    Device::activation_backward(
+        x, {dtype, x.numel(), {gradient.data_ptr(), x.data_ptr()}, out.data_ptr(), gradient.data_ptr()}, int(function));
+  return out;
+}
+
 // The slopes are for the backward pass, which is given what this one was.
 template <class Device>
 std::tuple<Tensor, Tensor> coded_activation(Tensor x, int64_t function, std::vector<double> thresholds,

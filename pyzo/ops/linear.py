@@ -12,7 +12,7 @@ from .autograd import autocasts, check_float, differentiable, product_dtype, wit
 from .dropouts import check_probability, dropped, new_seed
 from .gates import as_rows, check_gate, gate_gradients
 from .library import operators as _ops
-from .overwrite import unpack
+from .overwrite import is_plain, unpack
 
 
 def gate_linear(
@@ -216,13 +216,19 @@ def _activation_linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | No
     to_x = to_weight = to_bias = None
     with without_autocast(x.device.type):
         dy = as_matrix(gradient)
-        if ctx.needs_input_grad[1]:
-            value = as_matrix(_ops.activation(x, ctx.function).to(ctx.dtype))
-            to_weight = (dy.t() @ value).to(weight.dtype)
-            del value
-        if ctx.needs_input_grad[0]:
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        value = None
+        if needs_x:
             inner = (dy @ weight.to(ctx.dtype)).to(x.dtype).view(x.shape)
-            to_x = _ops.activation_backward(inner, x, ctx.function)
+            if needs_weight and is_plain(inner):
+                to_x, value = _ops.activation_backward_(inner, x, ctx.function), inner
+            else:
+                to_x = _ops.activation_backward(inner, x, ctx.function)
+            del inner
+        if needs_weight:
+            if value is None:
+                value = _ops.activation(x, ctx.function)
+            to_weight = (dy.t() @ as_matrix(value.to(ctx.dtype))).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             to_bias = dy.sum(0, dtype=ctx.bias_dtype)
     return to_x, to_weight, to_bias, None, None

@@ -11,6 +11,7 @@ from .autograd import check_float, differentiable, once_differentiable, product_
 from .dropouts import check_probability, dropped, new_seed
 from .library import operators as _ops
 from .linear import as_matrix
+from .overwrite import is_plain
 
 
 def lora_linear(
@@ -108,10 +109,7 @@ def _fake(
     return y, x.new_empty((math.prod(x.shape[:-1]), a.shape[0]), dtype=dtype)
 
 
-# One operator, so that a compiler's partition of the graph cannot move dropout(x), which needs no gradient, into the
-# forward pass and save it.
-@torch.library.custom_op("pyzo::lora_linear_backward", mutates_args=())
-def _lora_linear_backward(
+def _gradients(
     gradient: Tensor,
     x: Tensor | None,
     weight: Tensor | None,
@@ -146,8 +144,7 @@ def _lora_linear_backward(
     return grads
 
 
-@torch.library.register_fake("pyzo::lora_linear_backward")
-def _fake_backward(
+def _fake_gradients(
     gradient: Tensor,
     x: Tensor | None,
     weight: Tensor | None,
@@ -193,11 +190,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if gradient is None:
         return (None,) * 9
-    grads = _ops.lora_linear_backward(gradient, *ctx.saved_tensors, ctx.scale, ctx.p, ctx.needs)
+    run = _gradients if is_plain(gradient) else _ops.lora_linear_backward
+    grads = run(gradient, *ctx.saved_tensors, ctx.scale, ctx.p, ctx.needs)
     cast = (grad.to(dtype) if need else None for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs, strict=True))
     return (*cast, None, None, None, None)
 
 
+# One operator, so that a compiler's partition of the graph cannot move dropout(x), which needs no gradient, into the
+# forward pass and save it.
+_op = torch.library.custom_op("pyzo::lora_linear_backward", _gradients, mutates_args=())
+_op.register_fake(_fake_gradients)
 torch.library.custom_op("pyzo::lora_linear", _linear_and_adapter, mutates_args=()).register_fake(_fake)
 _lora_linear = differentiable("lora_linear", _backward, _save, _linear_and_adapter)
 once_differentiable("lora_linear_backward")

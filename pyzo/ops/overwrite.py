@@ -30,12 +30,8 @@ def unpack(ctx: Any, gradient: Tensor | None) -> tuple[tuple[Tensor, ...], bool]
     first = saved[:2]
     may = (
         _COUNTS_EXIST
-        and not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
+        and is_plain(gradient)
         and not _keeps_graph()
-        and type(gradient) is Tensor
-        and not _wrapped(gradient)
-        and not _batched(gradient)
         and all(type(t) is Tensor and t.requires_grad and not t.is_leaf for t in first)
         and not any(t._base is not None and t._base.is_leaf for t in first)
         and not any(_is_foreign(t) for t in first)
@@ -44,6 +40,18 @@ def unpack(ctx: Any, gradient: Tensor | None) -> tuple[tuple[Tensor, ...], bool]
         and _apart(*first)
     )
     return saved, may
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Whether nothing traces, differentiates or batches what a backward pass does to a tensor that it made itself."""
+    return (
+        None not in (_wrapped, _batched)
+        and not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and type(tensor) is Tensor
+        and not _wrapped(tensor)
+        and not _batched(tensor)
+    )
 
 
 def release(tensor: Tensor) -> Tensor:

@@ -136,6 +136,12 @@ def activation_backward(gradient: Tensor, x: Tensor, function: int) -> Tensor:
     return (wide(gradient) * value_and_slope(function, wide(x))[1]).to(x.dtype)
 
 
+def activation_backward_(gradient: Tensor, x: Tensor, function: int) -> Tensor:
+    out = activation_backward(gradient, x, function)
+    gradient.copy_(activation(x, function))
+    return out
+
+
 def codes_of(x: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Number of thresholds, as float32, that each element exceeds."""
     limits = torch.tensor(thresholds).to(wide(x).dtype)
@@ -168,71 +174,47 @@ def coded_activation_backward(gradient: Tensor, codes: Tensor, slopes: Sequence[
 
 
 # fmt: off
-# Of core/output.h: (x and value of the minimum, right and left scale), whether w is a root, right and left coefficients
-# from the highest power down.
-_OUTPUT_FITS: dict[str, tuple[tuple[float, ...], bool, tuple[float, ...], tuple[float, ...]]] = {
+# Of core/output.h: (x and value of the minimum, scale, offset), coefficients of numerator and denominator from the
+# highest power down.
+_OUTPUT_FITS: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]] = {
     "gelu": (
-        (-0.751791537, -0.169971213, 0.901672721, 2.42556167),
-        True,
-        (-0.666259289, 0.098605223, 3.28369594, 0.0301932544, -6.69488287, -1.2356261, 7.03512573, 2.81625032,
-         -3.52297091, -2.73305964, -0.0760735795, 0.967607141, 1.37635946, 0.314222455, -1.35275126,
-         0.241827175, 1.11776638),
-        (-0.00693167793, 0.0126130851, -0.000377373362, -0.00745116873, -0.00340794143, 0.00106328959,
-         -0.0246052369, 0.220467672, 0.0371927954, -0.228566095),
+        (-0.751791537, -0.169971213, 0.760347724, -0.686527133),
+        (0.883961439, -0.745410383, -0.920314908, 4.16007376, 1.6789093, -2.39921522, 0.399550229, 1.0254724),
+        (0.57650274, 1.39220333, 1.49689937, 2.31922364, 1.48398411, -0.628188133, 0.525560677, 1.0),
     ),
     "gelu_tanh": (
-        (-0.752461433, -0.170040756, 0.915733457, 2.42506552),
-        True,
-        (-0.205009446, 0.318607718, 1.28283787, -1.0634371, -3.24297094, 0.989149988, 4.16298914, 0.486734629,
-         -2.55690312, -1.48328435, 0.0726192221, 0.74046725, 1.18669987, 0.230796874, -1.31374097,
-         0.280980945, 1.11348855),
-        (-0.0102125984, 0.0184673294, -0.000229434707, -0.0111261057, -0.00528691849, 0.00543268118,
-         -0.0235993415, 0.213979855, 0.0422262326, -0.229655623),
+        (-0.752461433, -0.170040756, 0.770296872, -0.682360411),
+        (0.772758365, -0.777626932, -0.761083484, 3.90377092, 1.24820983, -2.4067862, 0.473815262, 1.01336169),
+        (0.513404608, 1.19343162, 1.21119416, 1.9704088, 1.18198943, -0.697199464, 0.559837639, 1.0),
     ),
     "silu": (
-        (-1.27846456, -0.278464556, 0.548853636, 1.89502549),
-        False,
-        (-0.314901143, 0.347262353, 1.59392476, -1.59650409, -3.57017183, 3.17163634, 4.77884579, -3.67192245,
-         -4.46795273, 3.01189733, 3.29601312, -2.4611876, -1.53058183, 1.91558969, -0.367524534, -0.216753319,
-         1.08236039),
-        (0.0162114203, -0.0271087568, -0.00563657656, 0.02418698, 0.000673767645, -0.0129332766,
-         0.00574662723, -0.0264107455, 0.224153414, -0.198875979),
+        (-1.27846456, -0.278464556, 0.479425907, -0.747008204),
+        (0.669136167, -0.341301501, 2.71965337, 5.52208567, 1.79113245, 1.12431669, 1.09974921),
+        (0.965669632, 3.86743522, 6.46639204, 6.71035767, 4.15827942, 1.99961042, 1.0),
     ),
     "mish": (
-        (-1.19243121, -0.308843404, 0.750120521, 1.79941285),
-        False,
-        (0.846726239, 0.33046025, -3.98873711, -1.71135068, 7.98298264, 3.91949224, -8.85947037, -5.32345676,
-         5.95416784, 4.94858789, -2.51845384, -3.58497858, 1.04799962, 1.96911383, -1.05315924, -0.0478505902,
-         1.08796632),
-        (0.0186929833, -0.0313061625, -0.00636421144, 0.0277220029, 0.00106821337, -0.0159613658,
-         0.00742090354, -0.0226972513, 0.245975927, -0.224543124),
+        (-1.19243121, -0.308843404, 0.620737255, -0.655033469),
+        (1.00830221, -1.08777523, 2.26098347, 4.92185926, -0.414206564, 0.157931119, 1.03748643),
+        (1.02859604, 3.4436655, 3.94357061, 3.93732285, 1.94322419, 0.471511483, 1.0),
     ),
 }
 # fmt: on
 
 
 def _polynomial(m: type, coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """Even and odd powers apart; coefficients from the highest power down."""
-    square = x * x
-    even, odd = [
-        functools.reduce(lambda p, c: m.fma(p, square, m.constant(c)), half[1:], m.constant(half[0]))
-        for half in (coefficients[::-1][::2][::-1], coefficients[::-1][1::2][::-1])
-    ]
-    return m.fma(odd, x, even)
+    """Horner's rule, from the highest power down."""
+    return functools.reduce(lambda p, c: m.fma(p, x, m.constant(c)), coefficients[1:], m.constant(coefficients[0]))
 
 
 def _fitted_slope(m: type, name: str, y: Tensor, right: Tensor) -> Tensor:
-    (_, least, right_scale, left_scale), root, right_fit, left_fit = _OUTPUT_FITS[name]
+    (_, least, scale, offset), numerator, denominator = _OUTPUT_FITS[name]
     one, zero = m.constant(1.0), m.constant(0.0)
     height = y - m.constant(least)
     s = m.sqrt(torch.where(height < 0, zero, height))
-    t = m.fma(s, m.constant(right_scale), -one)
+    t = m.fma(torch.where(right, s, -s), m.constant(scale), m.constant(offset))
     t = torch.where(t > 1.0, one, t)
-    w = m.fma(s, m.constant(-left_scale), one)
-    w = torch.where(w < 0, zero, w)
-    w = m.sqrt(w) if root else w
-    left = w * _polynomial(m, left_fit, m.fma(w, m.constant(2.0), -one))
-    return torch.where(right, _polynomial(m, right_fit, t), left)
+    t = torch.where(t < -1.0, -one, t)
+    return (t + one) * _polynomial(m, numerator, t) * m.reciprocal(_polynomial(m, denominator, t))
 
 
 def _slope_of_output(function: int, y: Tensor, right: Tensor) -> Tensor:
@@ -276,6 +258,7 @@ def output_activation_backward(gradient: Tensor, y: Tensor, sides: Tensor, funct
 OPERATORS = (
     activation,
     activation_backward,
+    activation_backward_,
     coded_activation,
     coded_activation_backward,
     output_activation,

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 import pickle
 import re
 import sys
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from pyzo import memory, nn, ops, reference
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # at the end: pyzo is the installed one
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TORCH = {
     "relu": F.relu,
@@ -179,15 +179,14 @@ def test_slope_from_the_output(name, dtype, device):
     bounds = OUTPUT_ERROR | (HARDSWISH_ERROR if name == "hardswish" else {})
     assert error(got, want) <= bounds[dtype]
     mean_square = (got.cpu().double() - want).square().mean().sqrt().item()
-    assert mean_square <= {torch.bfloat16: 3e-3, torch.float16: 7e-4}.get(dtype, 3e-5)
+    assert mean_square <= {torch.bfloat16: 3e-3, torch.float16: 7e-4}.get(dtype, 4e-5)
 
 
 def test_constants_of_outputs_are_what_the_fit_derives():
+    pytest.importorskip("mpmath")
     pytest.importorskip("scipy")
-    spec = importlib.util.spec_from_file_location("fit_output", ROOT / "bench" / "fit_output.py")
-    fit = importlib.util.module_from_spec(spec)
-    sys.modules["fit_output"] = fit  # dataclasses look their module up
-    spec.loader.exec_module(fit)
+    from bench import fit_output as fit
+
     header, at = (ROOT / "csrc" / "core" / "output.h").read_text(), 0
     for activation in fit.ACTIVATIONS:  # in the order of the header
         for literal in re.findall(r"-?[\d.e+-]+f", " ".join(fit.lines(activation))):
@@ -318,6 +317,9 @@ def test_errors(device):
         backward(x, torch.zeros(2, dtype=torch.uint8, device=device), [0.0, 1.0])
     with pytest.raises(RuntimeError, match=r"gradient: expected a contiguous tensor of the dtype, size"):
         torch.ops.pyzo.activation_backward(x.half(), x, 1)
+    memory = torch.zeros(5, device=device)
+    with pytest.raises(RuntimeError, match=r"gradient: expected memory apart from that of x, got Float.3."):
+        torch.ops.pyzo.activation_backward_(memory[:3], memory[2:], 1)
     if device == "cuda":
         with pytest.raises(RuntimeError, match=r"float64 on the CPU only"):
             ops.activation(x.double(), "gelu")

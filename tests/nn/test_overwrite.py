@@ -150,7 +150,14 @@ def test_views_apart(shape):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("function", [lambda g, u: ops.gate(g, u, "silu"), lambda g, u: ops.gate_linear(g, u, WEIGHT)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda g, u: ops.gate(g, u, "silu"),
+        lambda g, u: ops.gate_linear(g, u, WEIGHT),
+        lambda g, u: ops.activation_linear(g * u, WEIGHT.clone().requires_grad_()),
+    ],
+)
 def test_a_batch_of_gradients(function):
     """Its gradients would all be written over one tensor."""
     x, gradients = leaf(), torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
