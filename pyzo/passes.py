@@ -1,7 +1,7 @@
 """The trained tensors of a step, in parts that one operator call takes, and the passes over them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -63,6 +63,20 @@ class Part:
     measured: list[int]
     rows: frozenset[int]
     masked: bool = False
+
+    def share(self, places: Sequence[int]) -> "Part":
+        """Some of the tensors, as a part of their own; what is masked by magnitude has no bits there yet."""
+        count = len(self.tensors)
+        return replace(
+            self,
+            tensors=[self.tensors[i] for i in places],
+            names=[self.names[i] for i in places],
+            states=[self.states[s + i] for s in range(0, len(self.states), count) for i in places],
+            table=self.table[list(places)].contiguous(),
+            bits=[self.bits[i] for i in places] if self.bits else [],
+            indices=[self.indices[i] for i in places] if self.indices else [],
+            measured=[],
+        )
 
     def copies(self) -> list[torch.Tensor]:
         """Uninitialised memory for what a step may move: the listed elements, or the whole tensors."""
@@ -144,18 +158,23 @@ class Sweep:
         self,
         index: int,
         *,
+        share: Part | None = None,
         src: list[torch.Tensor] | None = None,
         dst: list[torch.Tensor] | None = None,
+        states: list[torch.Tensor] | None = None,
         undo: tuple[int, float] | None = None,
         update: Update | None = None,
         perturb: tuple[int, float] | None = None,
     ) -> None:
-        """One pass over part `index`. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
+        """One pass over part `index`, or a share of it. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
 
-        `src` (copies as `Part.copies` has them) and `dst` stand for the tensors themselves where they are not given.
+        `src` (copies as `Part.copies` has them), `dst` and `states` stand for the tensors themselves and their states
+        where they are not given; with another `dst` there are no states but given ones.
         Raises ValueError naming the parameter that the operator refuses; then nothing was written.
         """
-        part = self.parts[index]
+        part = share or self.parts[index]
+        if states is None:
+            states = part.states if dst is None else []
         undo_direction, undo_sign = undo or (-1, 0.0)
         perturb_direction, perturb_sign = perturb or (-1, 0.0)
         update = update or Update(0)
@@ -163,7 +182,7 @@ class Sweep:
             ops.pass_(
                 src or [],
                 dst or part.tensors,
-                part.states if dst is None else [],
+                states,
                 part.table,
                 part.control.tensor,
                 bits=part.bits,
@@ -179,13 +198,49 @@ class Sweep:
                 perturb=perturb_direction,
                 perturb_sign=perturb_sign,
                 stochastic=self._stochastic,
-                masked=part.masked,
+                masked=self.parts[index].masked,
             )
         except RuntimeError as error:
             named = [f"dst[{i}] is {name}" for i, name in enumerate(part.names) if f"dst[{i}]" in str(error)]
             if not named:
                 raise
             raise ValueError(f"parameters: {str(error).splitlines()[0]} ({', '.join(named)})") from error
+
+    def run_rows(
+        self,
+        index: int,
+        share: Part,
+        out: torch.Tensor,
+        ids: torch.Tensor,
+        *,
+        update: Update | None = None,
+        perturb: tuple[int, float] | None = None,
+    ) -> None:
+        """What a pass from a copy does to the only tensor of a share [rows, d], on some of its rows alone.
+
+        Args:
+            out: [n, d], a copy of rows of the tensor, which is overwritten.
+            ids: int64 [n], which rows they are.
+        """
+        direction, sign = perturb or (-1, 0.0)
+        update = update or Update(0)
+        ops.pass_rows_(
+            [out],
+            [ids],
+            [share.tensors[0].shape[0]],
+            share.table,
+            share.control.tensor,
+            bits=share.bits,
+            distribution=self._distribution,
+            rule=self._rule,
+            directions=update.directions,
+            update_sign=update.sign,
+            chosen=update.chosen,
+            perturb=direction,
+            perturb_sign=sign,
+            stochastic=self._stochastic,
+            masked=self.parts[index].masked,
+        )
 
 
 def _part(block: int, own: list[Trained], control: Control, states: int) -> Part:

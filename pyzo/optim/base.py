@@ -64,10 +64,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         estimator: one of `pyzo.estimators`; None: TwoSided(q=1).
         mask: one of `pyzo.masks`, or None: every element moves.
         distribution: "normal" or "rademacher" directions.
-        store: "inplace", "snapshot" or "auto"; what was chosen and why is in `opt.store`.
+        store: "inplace", "scratch", "snapshot" or "auto"; what was chosen and why is in `opt.store`.
         rounding: "stochastic" or "nearest" rounding of updates of 16-bit weights and states.
         state_dtype: torch.float32 or torch.bfloat16, of what the rule keeps per weight.
         seed: of the run, in [0, 2^64). The same seed and losses give the same weights, bit for bit.
+        unused: "error", or "skip" where some trained weights may have no part in a loss (mixtures of experts); theirs is
+            the estimate that they would have anyway. The scratch store alone can tell.
         process_group: of data-parallel ranks, whose losses are averaged; None: this process alone.
 
     Attributes:
@@ -95,8 +97,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         rounding: str = "stochastic",
         state_dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        unused: str = "error",
         process_group: "ProcessGroup | None" = None,
     ):
+        if unused not in ("error", "skip"):
+            raise ValueError(f"unused: expected 'error' or 'skip', got {unused!r}")
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(f"rounding: expected 'stochastic' or 'nearest', got {rounding!r}")
         if state_dtype not in (torch.float32, torch.bfloat16):
@@ -133,7 +138,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         if store == "auto" and self._estimator.kind == FORWARD:
             self.store = InPlace("forward-mode differentiation does not move the weights")
         else:
-            self.store = choose(store, sweep, given.module_bytes)
+            self.store = choose(store, sweep, given.module, unused=unused)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch, but without its wrapper against compilation, which imports torch._dynamo: tens of megabytes."""
@@ -342,6 +347,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                         self._update(points, units)
                         seen += units
                 loss = self._loss(seen, losses)
+                self.store.close()
                 torch.clear_autocast_cache()
             except BaseException:  # the step leaves no trace: weights, generators and counters are as they were
                 kept = self.store.roll_back()
@@ -436,6 +442,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 stacklevel=stacklevel,
             )
             self._warned_skips = skipped
+            self.store.doubt()
         return skipped
 
     @property

@@ -30,13 +30,11 @@ class Given:
     Attributes:
         groups: parameters, (name, parameter) pairs or groups.
         module: `params` itself or what it is a part of, where it was one of these.
-        module_bytes: bytes of all parameters of the module; None where `params` was none.
         undecayed: ids of the parameters that weight decay leaves out.
     """
 
     groups: list[Any]
     module: torch.nn.Module | None = None
-    module_bytes: int | None = None
     undecayed: frozenset[int] = frozenset()
 
 
@@ -48,8 +46,7 @@ def read_params(params: Params) -> Given:
         module, named = params.module, dict(params.module.named_parameters())
         if not params.names:
             raise ValueError(f"params: expected a module with parameters, got {type(module).__name__} without any")
-        nbytes = sum(p.numel() * p.element_size() for p in named.values())
-        return Given([(name, named[name]) for name in params.names], module, nbytes, undecayed(module))
+        return Given([(name, named[name]) for name in params.names], module, undecayed(module))
     if isinstance(params, torch.Tensor):
         raise TypeError(
             "params: expected a module, an iterable of tensors, of (name, tensor) pairs or of groups, got a tensor"

@@ -97,7 +97,7 @@ class Points:
             self.rewind()
         self.calls += 1
         torch.clear_autocast_cache()  # casts of the weights as they were at the point before
-        with self._interrupts.allowed(), torch.no_grad():
+        with torch.no_grad(), self._store.evaluation(), self._interrupts.allowed():
             return self._closure()
 
     @staticmethod
