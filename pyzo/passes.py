@@ -166,7 +166,7 @@ class Sweep:
         update: Update | None = None,
         perturb: tuple[int, float] | None = None,
     ) -> None:
-        """One pass over part `index`, or a share of it. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
+        """A pass over part `index` or a share of it. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
 
         `src` (copies as `Part.copies` has them), `dst` and `states` stand for the tensors themselves and their states
         where they are not given; with another `dst` there are no states but given ones.

@@ -68,8 +68,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         rounding: "stochastic" or "nearest" rounding of updates of 16-bit weights and states.
         state_dtype: torch.float32 or torch.bfloat16, of what the rule keeps per weight.
         seed: of the run, in [0, 2^64). The same seed and losses give the same weights, bit for bit.
-        unused: "error", or "skip" where some trained weights may have no part in a loss (mixtures of experts); theirs is
-            the estimate that they would have anyway. The scratch store alone can tell.
+        unused: "error", or "skip" where trained weights may have no part in a loss (mixtures of experts): they get the
+            estimate that they get in other stores. The scratch store alone can tell.
         process_group: of data-parallel ranks, whose losses are averaged; None: this process alone.
 
     Attributes:

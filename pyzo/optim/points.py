@@ -90,7 +90,11 @@ class Points:
         return self._scalar(loss), self._scalar(derivative)
 
     def _loss(self) -> torch.Tensor:
-        return self._prefix.evaluate(lambda: self._scalar(self._call()))
+        loss = self._prefix.evaluate(lambda: self._scalar(self._call()))
+        while self._store.must_repeat(loss):
+            self._prefix.forget()
+            loss = self._prefix.evaluate(lambda: self._scalar(self._call()))
+        return loss
 
     def _call(self) -> Any:
         if self.calls:

@@ -45,12 +45,13 @@ class Prefix:
         self.ran = self.skipped = 0
         self._checks = self.active
         self._skip = self._capture = 0
-        self._forget()
+        self.forget()
 
     def __repr__(self) -> str:
         return f"Prefix(active={self.active}, reason={self.reason!r})"
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """What was held is not handed on."""
         self._held: list[_Held] = []
         self._held_at = 0  # the layer whose input is held
 
@@ -78,7 +79,7 @@ class Prefix:
                 del layer.forward
                 if forward is not None:
                     layer.forward = forward
-            self._forget()
+            self.forget()
 
     def _wrapped(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def layer(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +112,7 @@ class Prefix:
         if not self.active:
             return run()
         if self._held_at > self.reach:
-            self._forget()
+            self.forget()
         if any(
             t._version != version
             for held in self._held
@@ -151,7 +152,7 @@ class Prefix:
 
     def _give_up(self, reason: str) -> None:
         self.active, self.reason = False, reason
-        self._forget()
+        self.forget()
         warnings.warn(f"block-wise steps run all layers at every point: {reason}", stacklevel=2)
 
 

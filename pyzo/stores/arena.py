@@ -36,7 +36,9 @@ class Arena:
         """An uninitialised buffer of the shape and dtype of `like`; `key` stands for these two."""
         begin, nbytes = self._top, like.numel() * like.element_size()
         end = begin + -(-nbytes // ALIGNMENT) * ALIGNMENT
+        self._drop(begin + 1)
         if not self._slabs or end > self._slabs[-1][0] + self._slabs[-1][1].numel():
+            self._drop(begin)
             self._grow(begin, end - begin)
         self._top, self.peak = end, max(self.peak, end)
         start, slab = self._slabs[-1]
@@ -48,11 +50,14 @@ class Arena:
             self._own[start] += _uses(slab) - before  # a view holds what it is a view of, too
         return view
 
-    def _grow(self, begin: int, nbytes: int) -> None:
-        while self._slabs and self._slabs[-1][0] >= begin:  # nothing lies in it
+    def _drop(self, begin: int) -> None:
+        """Pieces that begin there or behind: nothing lies in them."""
+        while self._slabs and self._slabs[-1][0] >= begin:
             start, _ = self._slabs.pop()
             del self._own[start]
             self._views = {at: view for at, view in self._views.items() if at[2] != start}
+
+    def _grow(self, begin: int, nbytes: int) -> None:
         with torch.inference_mode(False):
             slab = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         self._slabs.append((begin, slab))

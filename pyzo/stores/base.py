@@ -2,6 +2,8 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
+
 from pyzo.passes import Sweep, Update
 
 
@@ -52,6 +54,10 @@ class Store:
     def evaluation(self) -> AbstractContextManager[None]:
         """Around a call of the closure."""
         return nullcontext()
+
+    def must_repeat(self, loss: torch.Tensor) -> bool:
+        """Whether the evaluation that has ended with this loss found out what it needed only as it ran."""
+        return False
 
     def close(self) -> None:
         """Ends a step that succeeded."""

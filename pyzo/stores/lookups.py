@@ -23,9 +23,7 @@ class Lookup(TorchFunctionMode):
         whole: puts the whole weight there, for functions that are no lookups.
     """
 
-    def __init__(
-        self, weight: torch.Tensor, rows: Callable[[torch.Tensor], torch.Tensor], whole: Callable[[], None]
-    ):
+    def __init__(self, weight: torch.Tensor, rows: Callable[[torch.Tensor], torch.Tensor], whole: Callable[[], None]):
         super().__init__()
         self._weight = weight
         self._rows = rows

@@ -77,7 +77,7 @@ class Interception:
     def __init__(self, around: Callable[[Scope, Callable[[], Any]], Any]):
         self._around = around
         self._installed: list[tuple[nn.Module, str, Any]] = []
-        self._meant: dict[nn.Module, Callable[..., Any]] = {}
+        self._meant: dict[nn.Module, tuple[Scope, Callable[..., Any]]] = {}
         self._wrappers: dict[nn.Module, Callable[..., Any]] = {}  # the same in every step: compiled code notices others
 
     def install(self, scopes: Iterable[Scope]) -> None:
@@ -85,9 +85,9 @@ class Interception:
             module = scope.module
             # Calls of a module that was compiled by `module.compile()` do not come by its `forward`.
             name = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
-            self._meant[module] = getattr(module, name)
+            self._meant[module] = scope, getattr(module, name)
             if module not in self._wrappers:
-                self._wrappers[module] = self._wrapper(scope, self._meant[module])
+                self._wrappers[module] = self._wrapper(module)
             self._installed.append((module, name, module.__dict__.get(name)))
             module.__dict__[name] = self._wrappers[module]
 
@@ -100,11 +100,12 @@ class Interception:
                 module.__dict__[name] = own
         self._meant.clear()
 
-    def _wrapper(self, scope: Scope, meant: Callable[..., Any]) -> Callable[..., Any]:
-        around, module, by_module = self._around, scope.module, self._meant
+    def _wrapper(self, module: nn.Module) -> Callable[..., Any]:
+        around, by_module = self._around, self._meant
 
-        @functools.wraps(meant)
+        @functools.wraps(by_module[module][1])
         def call(*args: Any, **kwargs: Any) -> Any:
-            return around(scope, lambda: by_module[module](*args, **kwargs))
+            scope, meant = by_module[module]
+            return around(scope, lambda: meant(*args, **kwargs))
 
         return torch._dynamo.disable(call, recursive=False) if "torch._dynamo" in sys.modules else call

@@ -35,8 +35,10 @@ class Scratch(Store):
     Between calls a weight that is moved is shut: in its place stands a tensor of its shape and dtype full of NaN, so a
     loss that depends on it in a way that was not seen is no number. In the first step every operator is watched: what
     reads a shut weight (`nn.MultiheadAttention` that of its `out_proj`) is given it and has it from then on, the
-    innermost module that is running or, outside of all modules, the whole evaluation. The watch comes back after a loss
-    that is not finite. Embeddings take the rows of a lookup alone.
+    innermost module that is running or, outside of all modules, the whole evaluation, which is then repeated. The watch
+    comes back where a weight was not seen or a loss was not finite (on a GPU in the next step).
+
+    Embeddings take the rows of a lookup alone.
 
     An update is written at the end of the step, when nothing can fail any more; blocks that are updated earlier are
     seen so by later evaluations. `extra_bytes` is the largest sum of trained weights that were needed at once.
@@ -55,7 +57,6 @@ class Scratch(Store):
         self._unused = unused
         self._interception = Interception(self._call)
         self._sweep: Sweep | None = None
-        self._watching = True
 
     @property
     def extra_bytes(self) -> int:
@@ -73,26 +74,20 @@ class Scratch(Store):
         self._updates: dict[int, Update] = {}
         self._written: list[int] = []
         self._moved: dict[Place, torch.Tensor] = {}
-        self._interception.install(
-            self._scopes if self._watching else [s for s in self._scopes if s.needs or s.lookup is not None]
-        )
+        self._interception.install(self._scopes)
 
     def _prepare(self, sweep: Sweep) -> None:
         """What is the same in all steps over the same tensors."""
         self._sweep = sweep
-        places = {
-            id(t): (index, place) for index in sweep for place, t in enumerate(sweep.parts[index].tensors)
-        }
+        places = {id(t): (index, place) for index in sweep for place, t in enumerate(sweep.parts[index].tensors)}
         self._scopes = scopes_of(self._module, places)
         self._closure = Scope(None)
-        self._arenas = {
-            device: Arena(device) for device in dict.fromkeys(part.control.device for part in sweep.parts)
-        }
+        self._arenas = {device: Arena(device) for device in dict.fromkeys(part.control.device for part in sweep.parts)}
         self._shut = {place: _nan_like(self._tensor(place)) for place in places.values()}
         self._shut_at = {t.untyped_storage().data_ptr(): place for place, t in self._shut.items() if t.numel()}
         self._shares: dict[tuple[int, tuple[int, ...]], Part] = {}
         self._own: dict[Place, torch.Tensor] = {}  # buffers of what modules keep
-        self._watching = True
+        self._watching, self._repeat = True, False
 
     def move(self, parts: list[int], direction: int, sign: float) -> None:
         self.home()
@@ -155,8 +150,7 @@ class Scratch(Store):
             self._open(self._frames[0])
             with Watch(self._shut_at, self._found) if self._watching else nullcontext():
                 yield
-            if self._unused == "error":
-                self._check_unused()
+            self._look_for_unused()
         finally:
             self._bring_back()
 
@@ -168,18 +162,35 @@ class Scratch(Store):
         for arena in self._arenas.values():
             arena.reset()
 
-    def _check_unused(self) -> None:
-        unused = [self._sweep.parts[index].names[place] for index, place in self._moved if (index, place) not in self._seen]
-        if unused:
-            raise RuntimeError(
-                f"closure: expected it to use every trained parameter, but no module ran with {', '.join(unused)}: "
-                "freeze what is not used (requires_grad_(False)), or pass unused='skip'"
-            )
+    def _look_for_unused(self) -> None:
+        """RuntimeError where a weight was moved that nothing saw; before that, a closer look."""
+        probed = {index for index in self._sweep if self._at[index] is not self._updates.get(index)}
+        unused = [
+            self._sweep.parts[index].names[place]
+            for index, place in self._moved
+            if index in probed and (index, place) not in self._seen
+        ]
+        if not unused or self._unused == "skip":
+            return
+        if not self._watching:
+            self._watching = self._repeat = True
+            return
+        raise RuntimeError(
+            f"closure: expected it to use every trained parameter, but no module ran with {', '.join(unused)}: "
+            "freeze what is not used (requires_grad_(False)), or pass unused='skip'"
+        )
+
+    def must_repeat(self, loss: torch.Tensor) -> bool:
+        """A shut weight has other strides, for which operators may compute otherwise."""
+        repeat, self._repeat = self._repeat, False
+        if not self._watching and loss.device.type == "cpu" and not torch.isfinite(loss):
+            repeat = self._watching = True
+        return repeat
 
     # A call of a module --------------------------------------------------------------------------------------------
 
     def _call(self, scope: Scope, call: Callable[[], Any]) -> Any:
-        if not self._moved:
+        if not self._moved or not (scope.needs or self._watching):
             return call()
         frame = self._frame(scope)
         self._frames.append(frame)
@@ -214,6 +225,7 @@ class Scratch(Store):
             frame = self._frames[-1]
             frame.scope.need(index, number)
             self._put(frame, index, (number,))
+            self._repeat = True
         buffer = self._there[place]
         if seen.shape != buffer.shape or seen.dtype != buffer.dtype:
             raise RuntimeError(
