@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from models import METHODS, closure_of, copies, cross_entropy, run_state, states, transformer
+from compare import copies, states
+from models import METHODS, closure_of, cross_entropy, run_state, transformer
 from torch import Tensor, nn
 
 import pyzo

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
-from models import METHODS, Calls, assert_same, assert_same_trees, closure_of, copies, same, states, transformer
+from compare import assert_same, assert_same_trees, copies, same, states
+from models import METHODS, Calls, closure_of, transformer
 from torch import Tensor, nn
 from towers import BLOCKS, Tower, loss_of, tower
 

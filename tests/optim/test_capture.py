@@ -6,20 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
-    METHODS,
-    Calls,
-    assert_same,
-    assert_same_trees,
-    batch,
-    closure_of,
-    copies,
-    cross_entropy,
-    methods,
-    run_state,
-    states,
-    transformer,
-)
+from compare import assert_same, assert_same_trees, copies, states
+from models import METHODS, Calls, batch, closure_of, cross_entropy, methods, run_state, transformer
 from torch import Tensor, nn
 
 from pyzo.optim.base import ZOOptimizer

@@ -10,21 +10,8 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits, weights
-from models import (
-    EXACT,
-    METHODS,
-    STATEFUL,
-    assert_same,
-    batch,
-    closure_of,
-    copies,
-    cross_entropy,
-    dtypes,
-    methods,
-    same,
-    states,
-    transformer,
-)
+from compare import assert_same, copies, same, states
+from models import EXACT, METHODS, STATEFUL, batch, closure_of, cross_entropy, dtypes, methods, transformer
 from torch import Tensor, nn
 from torch.nn import functional
 

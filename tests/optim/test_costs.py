@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import closure_of, states, transformer
+from compare import states
+from models import closure_of, transformer
 from torch import Tensor
 
 from pyzo import ops

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from bits import assert_same_bits
-from models import METHODS, STATEFUL, assert_same, assert_same_trees, closure_of, copies, dtypes, states, transformer
+from compare import assert_same, assert_same_trees, copies, states
+from models import METHODS, STATEFUL, closure_of, dtypes, transformer
 from torch import Tensor, nn
 
 import pyzo

@@ -5,18 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import (
-    EXACT,
-    METHODS,
-    assert_same,
-    batch,
-    closure_of,
-    copies,
-    cross_entropy,
-    methods,
-    run_state,
-    transformer,
-)
+from compare import assert_same, copies
+from models import EXACT, METHODS, batch, closure_of, cross_entropy, methods, run_state, transformer
 from torch import nn
 
 import pyzo

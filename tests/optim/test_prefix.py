@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import assert_same, assert_same_trees, copies
+from compare import assert_same, assert_same_trees, copies
 from torch import Tensor, nn
 from towers import Tower, loss_of, tower
 

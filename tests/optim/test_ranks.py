@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from models import METHODS, assert_same, assert_same_trees, copies, cross_entropy, states, transformer
+from compare import assert_same, assert_same_trees, copies, states
+from models import METHODS, cross_entropy, transformer
 
 import pyzo
 

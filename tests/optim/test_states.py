@@ -8,20 +8,8 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits
-from models import (
-    METHODS,
-    assert_same,
-    assert_same_trees,
-    closure_of,
-    copies,
-    dtypes,
-    methods,
-    run_state,
-    same,
-    stateful,
-    states,
-    transformer,
-)
+from compare import assert_same, assert_same_trees, copies, same, states
+from models import METHODS, closure_of, dtypes, methods, run_state, stateful, transformer
 from torch import Tensor, nn
 
 import pyzo

@@ -9,22 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from bits import weights
-from models import (
-    DTYPES,
-    EXACT,
-    METHODS,
-    Calls,
-    assert_same,
-    assert_same_trees,
-    closure_of,
-    copies,
-    dtypes,
-    methods,
-    run_state,
-    same,
-    states,
-    transformer,
-)
+from compare import assert_same, assert_same_trees, copies, same, states
+from models import DTYPES, EXACT, METHODS, Calls, closure_of, dtypes, methods, run_state, transformer
 from torch import Tensor, nn
 
 from pyzo.estimators import TwoSided

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bits import weights
-from models import assert_same, assert_same_trees, copies, states
+from compare import assert_same, assert_same_trees, copies, states
 from scratches import untouched
 from torch import Tensor, nn
 
@@ -118,18 +118,21 @@ def test_stopped_at_every_hook(recipe, steps, register):
         twin, other = fresh(recipe, dtype, steps)
         for module in twin.modules():
             getattr(module, register)(count)
+        torch.manual_seed(5)  # of dropout
         other.step(twin)
         assert count.count > 10
         for at in range(1, count.count + 1):
+            if steps == 0:  # what a step has found out stays known
+                model, opt = fresh(recipe, dtype, steps)
             bomb = Bomb(at, kinds(at))
             handles = [getattr(module, register)(bomb) for module in model.modules()]
             with no_trace(model, opt), pytest.raises(kinds(at), match="stop"):
                 opt.step(model)
             for handle in handles:
                 handle.remove()
+        torch.manual_seed(5)
         opt.step(model)
-        for got, want in zip(model.parameters(), twin.parameters(), strict=True):
-            assert_same([got], [want])  # as if nothing had happened
+        assert_same(model, twin)  # as if nothing had happened
 
 
 @recipes
@@ -161,15 +164,20 @@ def test_stopped_at_every_pass(recipe, steps, after, monkeypatch):
     with_bomb(count)
     twin, other = fresh(recipe, torch.bfloat16, steps)
     count.count = 0
+    torch.manual_seed(5)  # of dropout
     other.step(twin)
     assert count.count >= 10
     for at in range(1, count.count + 1):
+        if steps == 0:  # what a step has found out stays known
+            with_bomb(Bomb(0, ValueError))
+            model, opt = fresh(recipe, torch.bfloat16, steps)
         with_bomb(Bomb(at, kinds(at)))
         with no_trace(model, opt), pytest.raises(kinds(at), match="stop"):
             opt.step(model)
     with_bomb(Bomb(0, ValueError))
+    torch.manual_seed(5)
     opt.step(model)
-    assert_same(model, copies(twin))
+    assert_same(model, twin)
 
 
 def test_stopped_before_the_update(monkeypatch):
@@ -223,7 +231,7 @@ def test_interrupted_at_every_line_of_the_store(steps):
     assert lines > 200 and state is not None
     interrupted = 0
     for at in range(1, lines + 1, 1 if steps else 3):
-        if opt._steps > steps:  # delivered after the step was done: begin anew
+        if steps == 0 or opt._steps > steps:  # it was delivered when the step was done, or the step has found out much
             model, opt = fresh("sgd", torch.bfloat16, steps)
         before = copies(model)
         pointers = [p.data_ptr() for p in model.parameters()]
