@@ -60,8 +60,8 @@ class Arena:
     def _grow(self, begin: int, nbytes: int) -> None:
         with torch.inference_mode(False):
             slab = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        self._own[begin] = _uses(slab)  # first: Ctrl-C may come in between
         self._slabs.append((begin, slab))
-        self._own[begin] = _uses(slab)
 
     def release(self, mark: int) -> None:
         self._top = max(mark, self._floor)
