@@ -80,6 +80,7 @@ def work(device: str) -> None:
                 code = ops.distribution_code(distribution)
                 ops.noise_(tensor, seed=1, key=2, base=3, inner=0, stride=0, distribution=code)
     masks(device)
+    rows(device)
     control = ops.control(4, 3, device)
     ops.begin_step_(control)
     losses = torch.arange(9, dtype=torch.float64, device=device)
@@ -105,6 +106,38 @@ def masks(device: str) -> None:
                 kinds.run(bits=bits, **step)
                 kinds.state = [torch.zeros(len(i), device=device) for _ in range(states) for i in lists]
                 kinds.run(indices=lists, **step)
+
+
+def rows(device: str) -> None:
+    """Looked-up rows of small matrices, on CUDA some outside, with and without packed masks."""
+    for dtype in ops.DTYPES:
+        sizes = [1 + n % 7 for n in SIZES]
+        out = [torch.zeros(n // 50 + 1, min(n, 50), dtype=dtype, device=device) for n in SIZES]
+        ids = [torch.arange(len(t), device=device) % size for t, size in zip(out, sizes, strict=True)]
+        if device == "cuda":
+            for i in ids:
+                i[::3] = -1  # which only the CPU refuses
+        bits = [
+            torch.zeros((s * t.shape[1] + 7) // 8, dtype=torch.uint8, device=device)
+            for s, t in zip(sizes, out, strict=True)
+        ]
+        for distribution in DISTRIBUTIONS:
+            kinds = PassKinds(out, distribution=distribution, directions=4)
+            for masks_ in ([], bits):
+                ops.pass_rows_(
+                    out,
+                    ids,
+                    sizes,
+                    kinds.table,
+                    kinds.control,
+                    bits=masks_,
+                    distribution=ops.distribution_code(distribution),
+                    directions=4,
+                    perturb=1,
+                    perturb_sign=1.0,
+                    stochastic=True,
+                    masked=True,
+                )
 
 
 def passes(tensors: list[torch.Tensor], distribution: str, rule: str, state_dtype: torch.dtype) -> None:

@@ -6,3 +6,4 @@
 #include "ops/gate.h"
 #include "ops/norm.h"
 #include "ops/pass.h"
+#include "ops/pass_rows.h"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from bits import weights
-from sweeps import arguments, make_control, make_states
+from sweeps import arguments, make_control, make_states, rows_arguments
 
 from pyzo import control as layout
 
@@ -67,6 +67,18 @@ def pass_sample(
     return (src, dst, state, bits or [], indices or [], table(device), step_control(device), *arguments(step).values())
 
 
+def rows_sample(device: str, **step: object) -> Arguments:
+    """Arguments of a pass over rows of two matrices, of which the second has no packed mask."""
+    out = [
+        weights(n * d, dtype, seed=n).view(n, d).to(device)
+        for n, d, dtype in ((5, 13, torch.float32), (3, 8, torch.bfloat16))
+    ]
+    ids = [torch.tensor(which, device=device) for which in ([3, 0, 3, 9, 1], [1, 1, 0])]
+    bits = [torch.full((nbytes,), 0x5B, dtype=torch.uint8, device=device) for nbytes in (17, 0)]
+    control = small_control(device) if step.get("masked") else step_control(device)
+    return (out, ids, bits, [10, 2], table(device)[:2], control, *rows_arguments(step).values())
+
+
 EVERYTHING = {"undo": 0, "undo_sign": 1.0, "directions": 2, "perturb": 1, "perturb_sign": -1.0, "stochastic": True}
 LOSSES = {  # of each kind of estimate
     0: [1.0, 0.5, 2.0, 2.5],
@@ -95,6 +107,12 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         pass_sample(device, [], **EVERYTHING, indices=lists(device), rule="adam", state_dtype=torch.float32),
         pass_sample(device, compact(device), **EVERYTHING, indices=lists(device), masked=True),
         ([], [], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
+    ],
+    "pass_rows_": lambda device: [
+        rows_sample(device, directions=2, perturb=1, perturb_sign=-1.0, stochastic=True, masked=True),
+        rows_sample(device, directions=1, rule="sign", update_sign=-1.0, chosen=True),
+        rows_sample(device, perturb=0, perturb_sign=1.0, distribution=1),
+        ([], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *rows_arguments({}).values()),
     ],
     "mask_bits_": lambda device: [
         (

@@ -62,6 +62,11 @@ def arguments(step: dict[str, object]) -> dict[str, object]:
     return {**filled, "rule": ops.RULES.get(filled["rule"], filled["rule"])}
 
 
+def rows_arguments(step: dict[str, object]) -> dict[str, object]:
+    """The same for `pass_rows_`."""
+    return {name: value for name, value in arguments(step).items() if name not in ("undo", "undo_sign", "retract")}
+
+
 def make_control(directions: int, rows: int = 1, *, seed: int, ok: bool = True, **scalars: object) -> torch.Tensor:
     """The control tensor of a step whose losses are in.
 

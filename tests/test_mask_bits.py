@@ -130,7 +130,7 @@ def byte(*shape: int, device: str) -> torch.Tensor:
             lambda d: {"bits": [byte(1, device=d)]},
             r"bits\[0\]: expected a contiguous uint8 tensor of 2 bytes, a bit for",
         ),
-        (lambda d: {"bits": [byte(0, device=d)]}, r"bits\[0\]: expected .* of weights\[0\], which is Float\[9\]"),
+        (lambda d: {"bits": [byte(0, device=d)]}, r"bits\[0\]: expected .* of the 9 elements of weights\[0\], got"),
         (lambda d: {"bits": [byte(2, device=d).char()]}, r"bits\[0\]: .*got Char\[2\]"),
         (lambda d: {"bits": [byte(2, 2, device=d)[:, 0]]}, r"bits\[0\]: .*not contiguous"),
         (lambda d: {"table": table([1])}, r"weights\[0\]: expected a row of control in \[0, 1\), got 1"),

@@ -50,6 +50,13 @@ struct IndexedArgs : TensorArgs {
   int64_t size;  // of dst
 };
 
+// Rows of a matrix [size, width] that were looked up, all that a pass over rows touches: row i of dst is a copy of row
+// ids[i] of the matrix, to which shard and packed mask belong. n is the elements of dst; src is dst, no state is kept.
+struct RowsArgs : TensorArgs {
+  const int64_t* ids;
+  int64_t size, width;
+};
+
 // A row's scalars as the update of this pass takes them.
 PYZO_HD Group group_of(const PassArgs& a, int64_t row) {
   Group group = a.control.group(row);
@@ -70,8 +77,8 @@ struct PassLanes {
 };
 
 // Which elements of a tensor a pass may move: those whose 16 mask bits are below `keep`, whose magnitude, as it was
-// read, is at most `most`, and whose bit of `packed` is set. In place no magnitude counts: a perturbation may have
-// carried it over the threshold, and the caller has noted in bits what it was before.
+// read, is at most `most`, and whose bit of `packed` is set. Where weights move in place no magnitude counts: a
+// perturbation may have carried it over the threshold, and the caller has noted in bits what it was before.
 struct Mask {
   uint32_t keep;
   int32_t most;
@@ -79,12 +86,14 @@ struct Mask {
   PYZO_HD bool keeps_all() const { return keep >= kKeepAll && most == kAnyMagnitude && !packed; }
 };
 
-PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t) {
+PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t, bool in_place) {
   if (!a.masked) return {kKeepAll, kAnyMagnitude, nullptr};
   const float threshold = a.control.threshold(t.row);
-  const bool any = t.in_place() || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
+  const bool any = in_place || threshold == bits<float>(0x7f800000u);  // then a NaN may move, too
   return {a.control.keep(t.row), any ? kAnyMagnitude : largest_kept(threshold), t.bits};
 }
+PYZO_HD Mask mask_of(const PassArgs& a, const TensorArgs& t) { return mask_of(a, t, t.in_place()); }
+PYZO_HD Mask mask_of(const PassArgs& a, const RowsArgs& t) { return mask_of(a, t, false); }  // the matrix does not move
 
 // A skipped step (ok = 0) still undoes and perturbs, but does not update.
 PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }

@@ -52,7 +52,7 @@ template <Dtype T, Dtype S, int kRule>
 void pass_list(const PassArgs& a, const IndexedArgs& t, int64_t begin, int64_t end) {
   using Code = std::conditional_t<T == kFloat32, uint32_t, uint16_t>;
   constexpr int64_t kStateSize = S == kFloat32 ? 4 : 2;
-  const TensorPass<kRule> pass = pass_over<T, S, kRule>(a, t);
+  const TensorPass<kRule> pass = pass_over<T, S, kRule>(a, t, mask_of(a, t));
   Code* const dst = static_cast<Code*>(t.dst);
   TileNoise noise;
   Listed listed;

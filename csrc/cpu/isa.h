@@ -14,6 +14,8 @@ struct Isa {
   void (*pass)(const PassArgs&, const TensorArgs&, Dtype, Dtype state, int64_t begin, int64_t end);
   // Elements [begin, end) of a list.
   void (*pass_indexed)(const PassArgs&, const IndexedArgs&, Dtype, Dtype state, int64_t begin, int64_t end);
+  // Elements [begin, end) of looked-up rows, by a rule without state.
+  void (*pass_rows)(const PassArgs&, const RowsArgs&, Dtype, int64_t begin, int64_t end);
   // The packed mask of elements [begin, end), begin a multiple of 8 and of the lanes: whose magnitude is at most
   // `most`.
   void (*mask_bits)(const void* weights, Dtype, int32_t most, uint8_t* packed, int64_t begin, int64_t end);

@@ -11,6 +11,7 @@
 #define PYZO_ISA avx2
 #define PYZO_LANES 8
 #include "cpu/indexed.h"
+#include "cpu/rows.h"
 
 namespace pyzo::cpu {
 const Isa isa_avx2 = {
@@ -18,6 +19,7 @@ const Isa isa_avx2 = {
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
     avx2::pass,
     avx2::pass_indexed,
+    avx2::pass_rows,
     avx2::mask_bits,
     avx2::noise};
 }  // namespace pyzo::cpu

@@ -12,6 +12,7 @@
 #define PYZO_ISA avx512
 #define PYZO_LANES 16
 #include "cpu/indexed.h"
+#include "cpu/rows.h"
 
 namespace pyzo::cpu {
 const Isa isa_avx512 = {"avx512",
@@ -21,6 +22,7 @@ const Isa isa_avx512 = {"avx512",
                         },
                         avx512::pass,
                         avx512::pass_indexed,
+                        avx512::pass_rows,
                         avx512::mask_bits,
                         avx512::noise};
 }  // namespace pyzo::cpu

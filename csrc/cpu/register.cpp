@@ -46,6 +46,13 @@ struct CpuPass {
     });
   }
 
+  static void pass_rows(const Tensor&, const PassArgs& args, const LookedUp& work) {
+    const cpu::Isa& isa = cpu::isa();
+    over_tiles(work.rows, kGrain, [&](size_t i, int64_t begin, int64_t end) {
+      isa.pass_rows(args, work.rows[i], work.dtypes[i], begin, end);
+    });
+  }
+
   static void mask_bits(const Tensor&, Control c, const std::vector<MaskArgs>& work) {
     const cpu::Isa& isa = cpu::isa();
     over_tiles(work, kGrain, [&](size_t i, int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
-// The pass over listed elements: one per thread, with a counter of its own. A list is short and its weights lie far
-// apart, so the kernel waits for memory; it reads what to do, and every dtype, as it runs, and so there is only one.
+// The passes over listed elements and over looked-up rows: one element per thread, with a counter of its own. A list is
+// short and its weights lie far apart, so the kernel waits for memory; it reads what to do, and every dtype, as it
+// runs, and so there is only one for lists and one for rows.
 #include "cuda/pass.cuh"
 
 namespace pyzo::cuda {
@@ -40,7 +41,7 @@ __device__ __forceinline__ float round_update_to(Dtype dtype, bool stochastic, f
 }
 
 template <int kRule>
-__device__ __forceinline__ float update(const PassArgs& a, const IndexedArgs& t, int64_t i, Dtype dtype, Dtype kept,
+__device__ __forceinline__ float update(const PassArgs& a, const TensorArgs& t, int64_t i, Dtype dtype, Dtype kept,
                                         float w, float g, uint32_t random) {
   constexpr int kStates = RuleOf<Lane, kRule>::type::kStates;
   float state[kMaxStates];
@@ -55,15 +56,12 @@ __device__ __forceinline__ float update(const PassArgs& a, const IndexedArgs& t,
   return v;
 }
 
-// Element i of the list.
-__device__ __forceinline__ void pass_listed(const PassArgs& a, const IndexedArgs& t, int64_t i, Dtype dtype,
-                                            Dtype kept) {
-  const int64_t local = t.indices[i];
-  if (local < 0 || local >= t.size) return;
+// What becomes of the weight w of element `local`, which has states at i.
+__device__ __forceinline__ float pass_element(const PassArgs& a, const TensorArgs& t, const Mask& mask, int64_t local,
+                                              int64_t i, Dtype dtype, Dtype kept, float w) {
   const uint64_t global = t.shard.global(local);
-  const float w = t.src ? load(dtype, t.src, i) : load(dtype, t.dst, local);
   float v = w;
-  if (kept1(a, t, local, global, w)) {
+  if (kept1(a, t, mask, local, global, w)) {
     const Scalars<kMany, kSgd> s(a, t.row);
     const bool updated = updates(a);
     float undo[1], g[1], perturb[1];
@@ -82,17 +80,43 @@ __device__ __forceinline__ void pass_listed(const PassArgs& a, const IndexedArgs
     }
     if (a.perturb >= 0) v = add_noise_to(dtype, v, perturb[0], s.lanes.perturb_scale);
   }
-  store(dtype, t.dst, local, Lane::if_changed(v, w));
+  return Lane::if_changed(v, w);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    pass_indexed_kernel(const __grid_constant__ IndexedLaunch launch, Dtype dtype, Dtype kept) {
+// Element i of the list.
+__device__ __forceinline__ void pass_one(const PassArgs& a, const IndexedArgs& t, int64_t i, Dtype dtype, Dtype kept) {
+  const int64_t local = t.indices[i];
+  if (local < 0 || local >= t.size) return;
+  const float w = t.src ? load(dtype, t.src, i) : load(dtype, t.dst, local);
+  store(dtype, t.dst, local, pass_element(a, t, mask_of(a, t), local, i, dtype, kept, w));
+}
+
+// Element i of the rows.
+__device__ __forceinline__ void pass_one(const PassArgs& a, const RowsArgs& t, int64_t i, Dtype dtype, Dtype kept) {
+  const int64_t row = i / t.width, id = t.ids[row];
+  if (id < 0 || id >= t.size) return;
+  const int64_t local = i + (id - row) * t.width;
+  const float w = load(dtype, t.dst, i);
+  store(dtype, t.dst, i, pass_element(a, t, mask_of(a, t), local, i, dtype, kept, w));
+}
+
+template <class Tensor>
+__device__ __forceinline__ void pass_each(const LaunchOf<Tensor>& launch, Dtype dtype, Dtype kept) {
   int e = 0;
   for (int64_t tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
     while (e + 1 < launch.count && tile >= launch.entries[e + 1].first_tile) ++e;
     const int64_t i = (tile - launch.entries[e].first_tile) * kThreads + threadIdx.x;
-    if (i < launch.entries[e].tensor.n) pass_listed(launch.args, launch.entries[e].tensor, i, dtype, kept);
+    if (i < launch.entries[e].tensor.n) pass_one(launch.args, launch.entries[e].tensor, i, dtype, kept);
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    pass_indexed_kernel(const __grid_constant__ IndexedLaunch launch, Dtype dtype, Dtype kept) {
+  pass_each(launch, dtype, kept);
+}
+
+__global__ void __launch_bounds__(kThreads) pass_rows_kernel(const __grid_constant__ RowsLaunch launch, Dtype dtype) {
+  pass_each(launch, dtype, kFloat32);
 }
 
 }  // namespace
@@ -104,6 +128,16 @@ int pass_indexed(const PassArgs& args, const IndexedArgs* tensors, size_t count,
     unsigned blocks;
     if (const int error = resident_blocks(pass_indexed_kernel, known, launch.tiles, blocks)) return error;
     pass_indexed_kernel<<<blocks, kThreads, 0, stream>>>(launch, dtype, state);
+    return cudaGetLastError();
+  });
+}
+
+int pass_rows(const PassArgs& args, const RowsArgs* tensors, size_t count, Dtype dtype, CUstream_st* stream) {
+  static std::atomic<int> known[kMaxDevices];
+  return in_launches(args, tensors, count, kThreads, [&](const RowsLaunch& launch) -> int {
+    unsigned blocks;
+    if (const int error = resident_blocks(pass_rows_kernel, known, launch.tiles, blocks)) return error;
+    pass_rows_kernel<<<blocks, kThreads, 0, stream>>>(launch, dtype);
     return cudaGetLastError();
   });
 }

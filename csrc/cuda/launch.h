@@ -10,6 +10,7 @@ namespace pyzo::cuda {
 
 int pass(const PassArgs&, const TensorArgs* tensors, size_t count, Dtype, Dtype state, CUstream_st*);
 int pass_indexed(const PassArgs&, const IndexedArgs* tensors, size_t count, Dtype, Dtype state, CUstream_st*);
+int pass_rows(const PassArgs&, const RowsArgs* tensors, size_t count, Dtype, CUstream_st*);
 int mask_bits(Control, const TensorArgs* tensors, size_t count, Dtype, CUstream_st*);  // from src to dst
 int noise(Source, Shard, int distribution, Dtype, void* out, int64_t n, CUstream_st*);
 int philox(uint32_t* out, int64_t n, uint64_t seed, uint64_t high, uint64_t block, CUstream_st*);

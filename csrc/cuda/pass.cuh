@@ -49,8 +49,8 @@ __device__ __forceinline__ uint32_t kept8(const PassArgs& a, const TensorArgs& t
   return kept;
 }
 
-__device__ __forceinline__ bool kept1(const PassArgs& a, const TensorArgs& t, int64_t i, uint64_t global, float w) {
-  const Mask mask = mask_of(a, t);
+__device__ __forceinline__ bool kept1(const PassArgs& a, const TensorArgs& t, const Mask& mask, int64_t i,
+                                      uint64_t global, float w) {
   const Source source = {a.control.mask_seed(t.row), t.key};
   return is_kept(mask, mask.keep < kKeepAll ? bits1(source, kMaskStream, global) : 0u,
                  !mask.packed || mask_bit(mask.packed, i), w);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
             for (int j = 0; j < kStates; ++j) state[j] = widen<S>(static_cast<const Storage<S>*>(t.state[j])[i]);
           }
           const float w = widen<T>(static_cast<const Storage<T>*>(t.src)[i]);
-          const bool trained = !masked || kept1(a, t, i, global, w);
+          const bool trained = !masked || kept1(a, t, mask_of(a, t), i, global, w);
           static_cast<Storage<T>*>(t.dst)[i] = narrow<T>(
               element<T, S, kKind, kStochastic>(a, update, trained, s, w, undo[0], g[0], perturb[0], random, state));
           if (update) {

@@ -38,6 +38,13 @@ struct CudaPass {
     });
   }
 
+  static void pass_rows(const Tensor& control, const PassArgs& args, const LookedUp& work) {
+    by_dtype(work.rows, work.dtypes, [&](Dtype dtype, const std::vector<RowsArgs>& same) {
+      on_stream(control,
+                [&](CUstream_st* stream) { return cuda::pass_rows(args, same.data(), same.size(), dtype, stream); });
+    });
+  }
+
   static void mask_bits(const Tensor& control, Control c, const std::vector<MaskArgs>& work) {
     std::vector<TensorArgs> tensors;
     std::vector<Dtype> dtypes;

@@ -29,10 +29,11 @@ struct LaunchOf {
   EntryOf<Tensor> entries[kMaxEntries];
 };
 
-// Over whole tensors, over lists of elements.
+// Over whole tensors, over lists of elements, over looked-up rows.
 using Launch = LaunchOf<TensorArgs>;
 using IndexedLaunch = LaunchOf<IndexedArgs>;
-static_assert(sizeof(Launch) <= 32764 && sizeof(IndexedLaunch) <= 32764);
+using RowsLaunch = LaunchOf<RowsArgs>;
+static_assert(sizeof(Launch) <= 32764 && sizeof(IndexedLaunch) <= 32764 && sizeof(RowsLaunch) <= 32764);
 
 // Cuts the tensors into launches, with `tile` elements to a tile; run(launch) -> error each.
 template <class Tensor, class Run>

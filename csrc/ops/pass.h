@@ -54,7 +54,7 @@ void mask_bits_(std::vector<Tensor> weights, std::vector<Tensor> bits, Tensor ta
     const Dtype dtype = check_weights(weights[i], name);
     check_same_device(weights[i], control, name);
     check_row(name, line[kRow], c.rows);
-    check_bits(bits[i], at("bits", i), weights[i], name, control, false);
+    check_bits(bits[i], at("bits", i), weights[i].numel(), name, control, false);
     const int64_t n = weights[i].numel();
     if (n > 0) work.push_back({weights[i].data_ptr(), dtype, static_cast<uint8_t*>(bits[i].data_ptr()), n, line[kRow]});
   }

@@ -36,15 +36,22 @@ inline void check_row(const std::string& name, int64_t row, int64_t rows) {
   STD_TORCH_CHECK(0 <= row && row < rows, name, ": expected a row of control in [0, ", rows, "), got ", row);
 }
 
-// The packed mask of `of`, or, where that is an option, no bytes.
-inline void check_bits(const Tensor& bits, const std::string& name, const Tensor& of, const std::string& of_name,
+// The line of a tensor of n elements.
+inline void check_line(const std::string& name, const int64_t* line, int64_t n, int64_t rows) {
+  check_shard(name, {line[kBase], line[kInner], line[kStride]}, n);
+  STD_TORCH_CHECK(uint64_t(line[kKey]) >> 56 == 0, name, ": expected a key below 2^56, got ", uint64_t(line[kKey]));
+  check_row(name, line[kRow], rows);
+}
+
+// The packed mask of the n elements of `of`, or, where that is an option, no bytes.
+inline void check_bits(const Tensor& bits, const std::string& name, int64_t n, const std::string& of,
                        const Tensor& control, bool optional) {
   check_same_device(bits, control, name);
-  const int64_t bytes = mask_bytes(of.numel());
+  const int64_t bytes = mask_bytes(n);
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
                       (bits.numel() == bytes || (optional && bits.numel() == 0)),
                   name, ": expected a contiguous uint8 tensor of ", bytes, " bytes", optional ? " or none" : "",
-                  ", a bit for each element of ", of_name, ", which is ", describe(of), ", got ", describe(bits));
+                  ", a bit for each of the ", n, " elements of ", of, ", got ", describe(bits));
 }
 
 // Whether they increase strictly, in [0, size). One pass without branches: the sign of `any` is that of an index or of
@@ -124,11 +131,8 @@ inline PassTensors check_tensors(const PassLists& lists, int64_t states, const T
           lists.indices.empty() ? "" : ", and the size of " + at("indices", i) + ", which is " + describe(sized),
           ", got ", describe(src));
     }
-    const Shard shard = {line[kBase], line[kInner], line[kStride]};
-    check_shard(name, shard, dst.numel());
-    STD_TORCH_CHECK(uint64_t(line[kKey]) >> 56 == 0, name, ": expected a key below 2^56, got ", uint64_t(line[kKey]));
-    check_row(name, line[kRow], rows);
-    if (!lists.bits.empty()) check_bits(lists.bits[i], at("bits", i), dst, name, control, true);
+    check_line(name, line, dst.numel(), rows);
+    if (!lists.bits.empty()) check_bits(lists.bits[i], at("bits", i), dst.numel(), name, control, true);
   }
   out.state = check_states(lists, states, control);
   check_overlap(

@@ -1,5 +1,5 @@
-// Noise, passes (over tensors and over lists) and packed masks of every instruction set this machine has against the
-// scalar core, element by element, over rules, dtypes of weights and states, masks, shards and sizes.
+// Noise, passes (over tensors, lists and looked-up rows) and packed masks of every instruction set this machine has
+// against the scalar core, element by element, over rules, dtypes of weights and states, masks, shards and sizes.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -267,6 +267,43 @@ void check_indexed(const cpu::Isa& isa, test::Random& random) {
   }
 }
 
+// A pass over looked-up rows against the scalar pass of their elements in the matrix, from elsewhere: magnitudes count.
+template <Dtype T, int kRule>
+void check_rows(const cpu::Isa& isa, test::Random& random) {
+  for (int trial = 0; trial < 100; ++trial) {
+    std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
+    const Control control = {words.data(), kDirections, kRows};
+    fill_control(control, random);
+    PassArgs a = some_pass<kRule>(control, random);
+    a.undo = -1, a.retract = false;
+
+    const int64_t width = 1 + random.below(1100), size = 1 + random.below(9), row = random.below(kRows);
+    std::vector<int64_t> ids(size_t(1 + random.below(6)));
+    for (int64_t& id : ids) id = random.below(size);
+    const int64_t n = int64_t(ids.size()) * width, begin = random.below(n);
+    const auto from = some_codes<T>(n, random);
+    auto to = from;
+    std::vector<uint8_t> packed(size_t(mask_bytes(size * width)));
+    for (uint8_t& byte : packed) byte = uint8_t(random.word());
+    const uint8_t* const bits = random.below(2) ? packed.data() : nullptr;
+    const RowsArgs t = {
+        {to.data(), to.data(), {}, n, random.next() >> 8, some_shard(random), row, bits}, ids.data(), size, width};
+    isa.pass_rows(a, t, T, begin, n);
+    TensorArgs matrix = t;
+    matrix.src = from.data();
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t local = ids[size_t(i / width)] * width + i % width;
+      Element<T, kFloat32> want = {from[size_t(i)], {}};
+      if (i >= begin) want = scalar_pass<T, kFloat32, kRule>(a, matrix, want, local);
+      test::expect(to[size_t(i)] == want.weight,
+                   "%s pass over rows of %d, rule %d, dtype %d, distribution %d, masked %d, element %d: expected %08x, "
+                   "got %08x",
+                   isa.name, int(width), kRule, int(T), a.distribution, int(a.masked), int(i), unsigned(want.weight),
+                   unsigned(to[size_t(i)]));
+    }
+  }
+}
+
 template <Dtype T>
 void check_mask_bits(const cpu::Isa& isa, test::Random& random) {
   for (int trial = 0; trial < 200; ++trial) {
@@ -292,6 +329,8 @@ void check_both(const cpu::Isa& isa, test::Random& random) {
 
 template <Dtype T>
 void check_rules(const cpu::Isa& isa, test::Random& random) {
+  check_rows<T, kSgd>(isa, random);
+  check_rows<T, kSign>(isa, random);
   check_both<T, kFloat32, kSgd>(isa, random);
   check_both<T, kFloat32, kSign>(isa, random);
   check_both<T, kFloat32, kMomentum>(isa, random);

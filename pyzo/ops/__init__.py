@@ -28,6 +28,7 @@ from .steps import (
     mask_bits_,
     noise_,
     pass_,
+    pass_rows_,
     select_isa,
     signed,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "norm",
     "output_activation",
     "pass_",
+    "pass_rows_",
     "select_isa",
     "signed",
 ]

@@ -17,7 +17,7 @@ def _nothing(*args: object) -> None:
     """Fake of an operator that only writes into its arguments."""
 
 
-for _name in ("pass_", "mask_bits_", "noise_", "philox_", "begin_step_", "estimate_", "choose_"):
+for _name in ("pass_", "pass_rows_", "mask_bits_", "noise_", "philox_", "begin_step_", "estimate_", "choose_"):
     torch.library.register_fake(f"pyzo::{_name}", _nothing)
 
 
@@ -114,6 +114,64 @@ def pass_(
         update_sign,
         chosen,
         retract,
+        perturb,
+        perturb_sign,
+        stochastic,
+        masked,
+    )
+
+
+def pass_rows_(
+    out: list[torch.Tensor],
+    ids: list[torch.Tensor],
+    sizes: list[int],
+    table: torch.Tensor,
+    control: torch.Tensor,
+    *,
+    bits: Sequence[torch.Tensor] = (),
+    distribution: int,
+    rule: int = 0,
+    directions: int = 0,
+    update_sign: float = 1.0,
+    chosen: bool = False,
+    perturb: int = -1,
+    perturb_sign: float = 0.0,
+    stochastic: bool = False,
+    masked: bool = False,
+) -> None:
+    """Moves looked-up rows of matrices (embeddings) as a pass over the whole matrices would: update, then perturb.
+
+    `out[i]` is `weight[ids]` of a matrix [size, d] that stays as it is. Afterwards its bits are those of
+    `moved[ids]`, where `pass_([weight], [moved], ...)` was told the same; the cost is that of the rows.
+
+    Args:
+        out: contiguous float32, bfloat16 or float16 matrices [n, d], none sharing memory, changed in place.
+        ids: which rows of its matrix those of each `out` are: contiguous int64 [n], in any order, repeated or not, in
+            [0, size). What they are is checked on the CPU; on CUDA, where no pass waits for the device, a row outside
+            the matrix is left alone.
+        sizes: the rows of each matrix.
+        table: as `pass_` takes it, a line for each matrix.
+        control: as `pass_` takes it.
+        bits: none, or one mask for each whole matrix, as `pass_` takes it.
+        distribution: as for `pass_`, and so are all that follow.
+        rule: one without states where `directions` is not 0.
+        masked: as for `pass_` from elsewhere: magnitudes count, as they are in `out`.
+
+    Raises:
+        RuntimeError: an argument that is none of these, by name, before anything is written.
+    """
+    _ops.pass_rows_(
+        out,
+        ids,
+        list(bits),
+        sizes,
+        table,
+        control,
+        distribution,
+        rule,
+        directions,
+        update_sign,
+        chosen,
         perturb,
         perturb_sign,
         stochastic,

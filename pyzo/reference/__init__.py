@@ -34,13 +34,13 @@ from .field import (
     random_bits,
 )
 from .methods import Method
-from .passes import mask_bits_, noise_, pass_, philox_
+from .passes import mask_bits_, noise_, pass_, pass_rows_, philox_
 from .rules import RULES, STATES
 
 OPERATORS = {
     f.__name__: f
     for f in (
-        *(pass_, mask_bits_, noise_, philox_, begin_step_, estimate_, choose_),
+        *(pass_, pass_rows_, mask_bits_, noise_, philox_, begin_step_, estimate_, choose_),
         *activations.OPERATORS,
         dropout,
         *gates.OPERATORS,
@@ -88,6 +88,7 @@ __all__ = [
     "normal",
     "normal_distribution",
     "pass_",
+    "pass_rows_",
     "philox4x32",
     "philox_",
     "rademacher",

@@ -102,6 +102,64 @@ def pass_(
         _store(target, local, from_, v, trained & ((v < w) | (v > w)))
 
 
+def pass_rows_(
+    out: list[Tensor],
+    ids: list[Tensor],
+    bits: list[Tensor],
+    sizes: list[int],
+    table: Tensor,
+    control: Tensor,
+    distribution: int,
+    rule: int,
+    directions: int,
+    update_sign: float,
+    chosen: bool,
+    perturb: int,
+    perturb_sign: float,
+    stochastic: bool,
+    masked: bool,
+) -> None:
+    """Rows that were looked up in matrices, moved as a pass over the whole matrices, from elsewhere, moves them.
+
+    Args:
+        out: T matrices [n, d], float32, bfloat16 or float16.
+        ids: int64 [n] for each: row i of `out` is row ids[i] of its matrix. A row may be looked up more than once.
+        bits: a mask of each whole matrix as `pass_` takes it, or no tensors.
+        sizes: T numbers, the rows of each matrix.
+        rule: one without states where directions > 0.
+        table, control, and what follows: as for `pass_`, without undo and retract.
+    """
+    for i, (rows, which, size) in enumerate(zip(out, ids, sizes, strict=True)):
+        looked_up = rows.view(_SAME_SIZE_INTEGER[rows.dtype])
+        occurrence = (which[:, None] == which).tril(-1).sum(1)  # how often a row's id stands before it
+        for own in (occurrence == k for k in occurrence.unique()):  # each id at most once at a time
+            whole = torch.zeros(size, rows.shape[1], dtype=looked_up.dtype)
+            whole[which[own]] = looked_up[own]
+            moved = torch.empty_like(whole)
+            pass_(
+                [whole.view(rows.dtype)],
+                [moved.view(rows.dtype)],
+                [],
+                bits[i : i + 1],
+                [],
+                table[i : i + 1],
+                control,
+                distribution,
+                -1,
+                0.0,
+                rule,
+                directions,
+                update_sign,
+                chosen,
+                False,
+                perturb,
+                perturb_sign,
+                stochastic,
+                masked,
+            )
+            looked_up[own] = moved[which[own]]
+
+
 def trained_elements(row: Row, key: int, index: Tensor, w: Tensor) -> Tensor:
     """Which elements of a tensor the mask of its row lets move, as booleans.
 
