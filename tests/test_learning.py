@@ -325,7 +325,7 @@ def test_plot_draws_clean_rows_only(tmp_path):
 
 # The cases -----------------------------------------------------------------------------------------------------------
 
-TRIALS = {"learn_sparse": (2, 4), "learn_blocks": (4, 2), "learn_variants": (4, 3), "learn_hybrid": (4, 6)}
+TRIALS = {"learn_sparse": (2, 4), "learn_blocks": (4, 2), "learn_variants": (4, 3), "learn_hybrid": (4, 6), "learn_bf16": (4, 4)}
 
 
 @pytest.mark.parametrize("case", TRIALS)
