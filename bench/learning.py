@@ -25,7 +25,7 @@ def search(laboratory: Laboratory, methods: Sequence[Method], steps: Mapping[str
         trials = [
             Trial(method, lr, SEARCH_SEED, max(1, steps[method.name] // rung), search=True)
             for method in methods
-            if len(left[method.name]) > (1 if rung == RUNGS[-1] else LEAST)  # else the rung would drop none
+            if len(left[method.name]) > 1
             for lr in left[method.name]
         ]
         losses: dict[str, dict[float, float]] = {}

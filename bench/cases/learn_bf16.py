@@ -1,52 +1,40 @@
-"""ZO-SGD with weights in bfloat16, exact, in place and as MeZO has them, beside float32, at equal forwards."""
+"""ZO-SGD with weights in bfloat16, exact, as MeZO has them and in place, beside float32, at equal forwards."""
 
 from functools import partial
 
 from torch import Tensor
 
-from bench.cases.learn_sparse import EPS, sparse
+from bench.cases.learn_sparse import EPS, forwards_of, rate, sparse
 from bench.demo_model import Classifier, Examples
 from bench.half import halve_
 from bench.harness import Recorder
 from bench.laboratory import Laboratory
-from bench.learning import compare, equal_forwards, search
+from bench.learning import compare, equal_forwards
 from bench.trial import Method, Step
 from pyzo import optim
 from pyzo.baselines import EagerMeZO
 
-FORWARDS = 800  # MeZO's own passes cost three times as much as all else in a step
-RATES = (1e-5, 3e-5, 1e-4)  # of those of the other cases, the ones that ever won, and one more
-EXACT = "scratch"
-HALF = {"eps": EPS, "distribution": "normal", "dtype": "bfloat16", "products": "float32"}
+EXACT, INPLACE = ("scratch", "stochastic"), ("inplace", "nearest")
+SETTINGS = {"eps": EPS, "distribution": "normal", "dtype": "bfloat16", "products": "float32"}
 
 
 def run(recorder: Recorder) -> None:
-    """Adds the rows of all.
-
-    Exact bf16 weights take the rate that a search finds for float32, MeZO in bf16 the one for in place in bf16.
-    """
+    """Adds the rows of all, at the rate that a search finds for float32; in place comes last, when the others ended."""
     laboratory = Laboratory(recorder)
-    forwards = 2 if recorder.dry_run else FORWARDS
-    searched = [sparse(0.0, RATES), half("inplace", "nearest", RATES)]
-    single, nearest = search(laboratory, searched, equal_forwards(searched, forwards)).values()
-    methods = [
-        sparse(0.0, (single,)),
-        half(EXACT, "stochastic", (single,)),
-        half("inplace", "nearest", (nearest,)),
-        mezo((nearest,)),
-    ]
-    compare(laboratory, methods, equal_forwards(methods, forwards))
+    lr = rate(laboratory)
+    for methods in ([sparse(0.0, (lr,)), half(*EXACT, lr), mezo(lr)], [half(*INPLACE, lr)]):
+        compare(laboratory, methods, equal_forwards(methods, forwards_of(recorder)))
 
 
-def half(store: str, rounding: str, rates: tuple[float, ...]) -> Method:
-    """Two-sided ZO-SGD of a model that is bfloat16 whole."""
-    settings = {**HALF, "store": store, "rounding": rounding}
-    return Method(f"ZO-SGD, bf16, {store}, {rounding}", settings, 2, partial(_half, store, rounding), rates)
+def half(store: str, rounding: str, lr: float) -> Method:
+    """Two-sided ZO-SGD of a model that is bfloat16, whole."""
+    settings = {**SETTINGS, "store": store, "rounding": rounding}
+    return Method(f"ZO-SGD, bf16, {store}, {rounding}", settings, 2, partial(_half, store, rounding), (lr,))
 
 
-def mezo(rates: tuple[float, ...]) -> Method:
-    """The same as people write it in torch: z in bfloat16, in place, +eps, -2 eps, +eps, to nearest."""
-    return Method("MeZO in torch, bf16", {**HALF, "rounding": "nearest"}, 2, _mezo, rates)
+def mezo(lr: float) -> Method:
+    """The same as people write it in torch: z in bfloat16, in place, +eps, -2 eps, +eps, all rounded to nearest."""
+    return Method("MeZO in torch, bf16", {**SETTINGS, "rounding": "nearest"}, 2, _mezo, (lr,))
 
 
 def _half(store: str, rounding: str, model: Classifier, lr: float, seed: int) -> Step:
@@ -58,7 +46,7 @@ def _mezo(model: Classifier, lr: float, seed: int) -> Step:
 
 
 def halved_(model: Classifier) -> Classifier:
-    """The model in bfloat16, whole; only its logits are widened, so that the loss is float32."""
+    """The model in bfloat16; its logits alone are widened, so that losses are computed in float32."""
     halve_(model).register_forward_hook(_widen)
     return model
 

@@ -47,7 +47,7 @@ def encoder(batch: int, length: int, dry_run: bool) -> Subject:
     """The pretrained MiniLM with a head."""
     tokens, labels = torch.randint(1000, 30000, (batch, length)), torch.randint(0, 4, (batch,))
     return Subject(
-        "MiniLM", Classifier(), lambda m: functional.cross_entropy(m(tokens).float(), labels), 2 if dry_run else 20
+        "MiniLM", Classifier(), lambda m: functional.cross_entropy(m(tokens).float(), labels), 1 if dry_run else 20
     )
 
 
@@ -73,18 +73,18 @@ def decoder(batch: int, length: int, dry_run: bool) -> Subject:
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    return Subject("OPT-125M-shaped", model, loss, 2 if dry_run else 7)
+    return Subject("OPT-125M-shaped", model, loss, 1 if dry_run else 7)
 
 
 def compare(recorder: Recorder, subject: Subject, config: dict[str, object]) -> None:
-    """Adds the rows of one model: steps by both stores, interleaved, and what the exact one holds beside the weights."""
+    """Adds the rows of one model: steps by both stores, interleaved, and what the exact one takes beside weights."""
     kinds = [(store, distribution) for distribution in DISTRIBUTIONS for store in (INPLACE, EXACT)]
     optimizers, calls = {}, {}
     for kind in kinds:
         optimizers[kind], calls[kind] = stepper(subject, *kind)
     providers = [Provider(FORWARDS, lambda: _two_forwards(subject))]
     providers += [Provider(" ".join(kind), call) for kind, call in calls.items()]
-    samples = interleave(providers, repeats=subject.rounds, device=recorder.device)
+    samples = interleave(providers, repeats=subject.rounds, warmup=1)
     forwards = summary(samples[FORWARDS])
     recorder.add("step", FORWARDS, config, **forwards)
     for store, distribution in kinds:
