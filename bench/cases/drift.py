@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from bench.half import dtype_name
 from bench.harness import Recorder, against
+from bench.laboratory import one_thread
 from bench.pass_kinds import DISTRIBUTIONS, EPS
 from pyzo import optim
 from pyzo.baselines import EagerZO
 
-SIDE = {True: 16, False: 512}  # dry run, real; of the square matrix of weights
+SIDE = {True: 16, False: 256}  # dry run, real; of the square matrix of weights
 CYCLES = {True: (1, 2, 3), False: (10, 100, 1000)}
 SIGMA = 0.02  # of the weights
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -48,7 +49,8 @@ def run(recorder: Recorder) -> None:
     for dtype, distribution in product(DTYPES, DISTRIBUTIONS):
         config = {"elements": side**2, "sigma": SIGMA, "eps": EPS}
         config |= {"dtype": dtype_name(dtype), "distribution": distribution}
-        found = {name: drifts(name, dtype, distribution, side, cycles) for name in (MEZO, *STORES)}
+        with one_thread():
+            found = {name: drifts(name, dtype, distribution, side, cycles) for name in (MEZO, *STORES)}
         for name, after in found.items():
             for count, drift, mezo in zip(cycles, after, found[MEZO], strict=True):
                 numbers: dict[str, object] = {"changed": drift.changed, "spread_change": drift.spread_change}
