@@ -144,10 +144,10 @@ def test_one_part_alone(k):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_zo_decays_neither_biases_nor_norms_and_takes_a_snapshot_of_little():
+def test_zo_decays_neither_biases_nor_norms_and_takes_the_store_of_its_part():
     """As an optimizer does that is given the module."""
     model = net().bfloat16()
-    assert run(model, 1).zo.store.name == "inplace"
+    assert run(model, 1).zo.store.name == "scratch"
     for name, p in model.named_parameters():
         p.requires_grad_("layers.0.norm" in name or "head" in name)
     both = run(model, 1, weight_decay=0.5, lr=0.5)

@@ -292,7 +292,7 @@ class Scratch(Store):
         to = {"update": at} if isinstance(at, Update) else {"perturb": at}
         self._sweep.run_rows(index, share, found, rows, **to)
         self._seen.add(place)
-        return found.view(*ids.shape, -1)
+        return found.view(*ids.shape, found.shape[1])
 
     def _shut_again(self, frame: _Frame) -> None:
         """After a call: its buffers are free again, unless somebody has views of them."""

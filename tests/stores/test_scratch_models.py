@@ -1,4 +1,4 @@
-"""Hugging Face models in the scratch store: none needs more than its modules have, embeddings only what is looked up."""
+"""Hugging Face models in the scratch store: none needs more than its modules have, embeddings only looked-up rows."""
 
 from collections.abc import Callable
 from typing import Any

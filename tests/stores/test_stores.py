@@ -19,14 +19,20 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def test_auto_chooses_and_says_why():
     assert ZOSGD(nn.Linear(4, 4)).store.name == "inplace"
     big = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2)).bfloat16()
-    assert ZOSGD(big).store.name == "inplace"
+    assert ZOSGD(big).store.name == "scratch"
+    assert "16-bit weights" in ZOSGD(big).store.reason
+    copied = ZOSGD(nn.DataParallel(big)).store
+    assert copied.name == "inplace"
+    assert "DataParallel" in copied.reason
     big[0].requires_grad_(False)
     opt = ZOSGD(big)
     assert opt.store.name == "snapshot"
     assert "copy" in opt.store.reason
-    assert ZOSGD(big, store="inplace").store.reason == "asked for"
-    assert ZOSGD(big, store="snapshot").store.reason == "asked for"
-    assert ZOSGD(big.parameters()).store.name == "inplace"  # how large the module is, is not known
+    for store in ("inplace", "scratch", "snapshot"):
+        assert (ZOSGD(big, store=store).store.name, ZOSGD(big, store=store).store.reason) == (store, "asked for")
+    alone = ZOSGD(big.parameters()).store
+    assert alone.name == "inplace"
+    assert "no module" in alone.reason
     forward = ForwardGradSGD(big)
     assert forward.store.name == "inplace"
     assert "does not move the weights" in forward.store.reason
