@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from pyzo import ops
 from pyzo.field import tensor_key
 from pyzo.layers import is_norm
 
@@ -81,7 +84,8 @@ def named_tensors(param_groups: list[dict[str, Any]]) -> list[Named]:
     """The parameters that require gradients, each once, with the key of its name (without names: of its position).
 
     Raises:
-        ValueError: two parameters whose names have the same key, or that have the same name.
+        ValueError: two parameters whose names have the same key, or that have the same name; one that holds quantised
+            numbers, or is no plain tensor.
     """
     found: list[Named] = []
     seen: set[int] = set()
@@ -95,6 +99,7 @@ def named_tensors(param_groups: list[dict[str, Any]]) -> list[Named]:
             if not tensor.requires_grad or id(tensor) in seen:
                 continue
             seen.add(id(tensor))
+            _check_trainable(name, tensor)
             key = tensor_key(name)
             if key in names:
                 raise ValueError(
@@ -103,3 +108,18 @@ def named_tensors(param_groups: list[dict[str, Any]]) -> list[Named]:
             names[key] = name
             found.append(Named(name, tensor, key, index))
     return found
+
+
+def _check_trainable(name: str, tensor: torch.Tensor) -> None:
+    """ValueError for weights of which a step cannot be a part of a step between two numbers, or that are no tensors."""
+    if is_traceable_wrapper_subclass(tensor) or isinstance(tensor, UninitializedTensorMixin):
+        raise ValueError(
+            f"params: expected plain tensors, got a {type(tensor).__name__} for {name!r}: freeze it "
+            "(requires_grad_(False)) and train what lies beside it, such as an adapter, or initialise it"
+        )
+    if tensor.dtype not in ops.DTYPES:
+        raise ValueError(
+            f"params: expected float32, bfloat16 or float16 weights, got {tensor.dtype} for {name!r}. Training "
+            "quantised weights themselves would need a 16-bit master beside each, or updates as coarse as their grid: "
+            "train an adapter (LoRA), the scales as parameters, or a 16-bit copy"
+        )
