@@ -23,21 +23,21 @@ def ones(count: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu"
     return [torch.ones(8, dtype=dtype, device=device) for _ in range(count)]
 
 
-def pass_(dst, *, src=(), state=(), bits=(), indices=(), table=TABLE, control_=None, **step):
+def pass_(dst, *, src=(), state=(), bits=(), indices=(), low=(), table=TABLE, control_=None, **step):
     table = torch.tensor(table) if isinstance(table, list) else table
     control_ = control(dst[0].device) if control_ is None else control_
-    lists = (list(tensors) for tensors in (src, dst, state, bits, indices))
+    lists = (list(tensors) for tensors in (src, dst, state, bits, indices, low))
     torch.ops.pyzo.pass_(*lists, table, control_, **arguments({**STEP, **step}))
 
 
-def refused(message, *, dst=None, state=(), control_=None, device="cpu", **rest):
-    """The pass must raise with this message and leave all destinations and states as they were."""
+def refused(message, *, dst=None, state=(), low=(), control_=None, device="cpu", **rest):
+    """The pass must raise with this message and leave all destinations, states and low bits as they were."""
     dst = ones(device=device) if dst is None else dst
     control_ = control(device) if control_ is None else control_
-    before = [t.clone() for t in (*dst, *state, control_)]
+    before = [t.clone() for t in (*dst, *state, *low, control_)]
     with pytest.raises(RuntimeError, match=message):
-        pass_(dst, state=state, control_=control_, **rest)
-    for t, b in zip((*dst, *state, control_), before, strict=True):
+        pass_(dst, state=state, low=low, control_=control_, **rest)
+    for t, b in zip((*dst, *state, *low, control_), before, strict=True):
         assert torch.equal(t, b)
 
 

@@ -34,6 +34,7 @@ NO_PASS = {
     "retract": False,
     "perturb": -1,
     "perturb_sign": 0.0,
+    "trial": False,
 }
 
 
@@ -55,10 +56,12 @@ class Method:
         state_dtype: of the states, float32 or bfloat16.
         seed: of the run, 64 bits.
         conservative: end where the loss is least among w, w - lr g, w + lr g (rule "sgd" or "sign").
+        split: bfloat16 weights have a float32 master (store "snapshot").
 
     Attributes:
         control: the control tensor; `control.write_row` changes scalars between steps.
         states: state name -> parameter name -> tensor of the parameter's shape, zero at first.
+        low: parameter name -> low bits of the master, int16, zero at first, of the parameter's shape; with `split`.
     """
 
     def __init__(
@@ -78,12 +81,18 @@ class Method:
         state_dtype: torch.dtype = torch.float32,
         seed: int = 0,
         conservative: bool = False,
+        split: bool = False,
     ):
         self.parameters = parameters
         self.control = new_control(q, [rows] if isinstance(rows, Row) else list(rows), seed)
         self.states = {
             state: {name: torch.zeros_like(w, dtype=state_dtype) for name, w in parameters.items()}
             for state in STATES[rule]
+        }
+        self.low = {
+            name: torch.zeros(w.shape if w.dtype == torch.bfloat16 else 0, dtype=torch.int16)
+            for name, w in parameters.items()
+            if split
         }
         self._table = torch.tensor([[keys[name], 0, 0, 0, (row_of or {}).get(name, 0)] for name in parameters])
         self._rule, self._estimator, self._q, self._scaling = rule, estimator, q, scaling
@@ -155,6 +164,7 @@ class Method:
             [state for by_name in self.states.values() for state in by_name.values()],
             [],
             [],
+            list(self.low.values()),
             self._table,
             self.control,
             distribution=self._distribution,
