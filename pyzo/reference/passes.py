@@ -89,8 +89,8 @@ def pass_(
         trained = torch.ones_like(local, dtype=torch.bool)
         if masked:
             trained = trained_elements(row if src else replace(row, threshold=torch.inf), key, index, w)
-            if bits and bits[i].numel() > 0:
-                trained &= (bits[i].long()[local >> 3] >> (local & 7) & 1) != 0
+            if bits:
+                trained &= packed_elements(bits[i], local)
         updates = directions > 0 and int(control[0, OK]) != 0
         splits = updates and bool(low) and target.dtype == torch.bfloat16
         before = v = join_master(from_, low[i].reshape(-1)) if splits else w
@@ -217,6 +217,13 @@ def trained_elements(row: Row, key: int, index: Tensor, w: Tensor) -> Tensor:
     if float32(row.threshold) != torch.inf:  # where all magnitudes are small enough, a NaN is, too
         trained &= small_elements(row, w)
     return trained
+
+
+def packed_elements(packed: Tensor, local: Tensor) -> Tensor:
+    """Which of the local elements a packed mask lets move: element 8 j + k by bit k of byte j; all, without bytes."""
+    if packed.numel() == 0:
+        return torch.ones_like(local, dtype=torch.bool)
+    return (packed.long()[local >> 3] >> (local & 7) & 1) != 0
 
 
 def small_elements(row: Row, w: Tensor) -> Tensor:
