@@ -137,7 +137,7 @@ class Sweep:
                     own = [t for t in trained if (t.block, t.tensor.device, t.is_listed) == (block, device, listed)]
                     if own:
                         self.parts.append(_part(block, own, control, ops.STATES[rule]))
-        self.has_states = any(part.kept for part in self.parts)
+        self.has_states = any(part.kept for part in self.parts)  # which the opposite of an update does not bring back
         for index in self:
             self.run(index)  # without undo, update or perturbation: the operator's checks alone
 

@@ -14,7 +14,7 @@ from pyzo.estimators import FORWARD, Estimator, TwoSided
 from pyzo.interrupts import DeferredInterrupts
 from pyzo.masks import Mask, TensorMask
 from pyzo.optim import saving
-from pyzo.optim.params import Named, Params, named_tensors, read_params
+from pyzo.optim.params import Named, Params, check_split, named_tensors, read_params
 from pyzo.optim.points import Points, warn_of_quantum
 from pyzo.optim.prefix import Prefix
 from pyzo.optim.ranks import Ranks
@@ -513,16 +513,6 @@ class ZOOptimizer(torch.optim.Optimizer):
                 blocks, or is of another method, state dtype or shape.
         """
         saving.load(self, state_dict)
-
-
-def check_split(named: list[Named]) -> None:
-    """ValueError unless weights can have masters in two parts: some are bfloat16, and none is float16."""
-    for n in named:
-        if n.tensor.dtype == torch.float16:
-            raise ValueError(f"master: expected bfloat16 or float32 weights with 'split', got float16 in {n.name}")
-    dtypes = sorted({str(n.tensor.dtype).removeprefix("torch.") for n in named})
-    if "bfloat16" not in dtypes:
-        raise ValueError(f"master: expected bfloat16 weights with 'split', got only {' and '.join(dtypes)}")
 
 
 def check_number(

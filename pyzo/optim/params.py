@@ -103,3 +103,13 @@ def named_tensors(param_groups: list[dict[str, Any]]) -> list[Named]:
             names[key] = name
             found.append(Named(name, tensor, key, index))
     return found
+
+
+def check_split(named: list[Named]) -> None:
+    """ValueError unless weights can have masters in two parts: some are bfloat16, and none is float16."""
+    for n in named:
+        if n.tensor.dtype == torch.float16:
+            raise ValueError(f"master: expected bfloat16 or float32 weights with 'split', got float16 in {n.name}")
+    dtypes = sorted({str(n.tensor.dtype).removeprefix("torch.") for n in named})
+    if "bfloat16" not in dtypes:
+        raise ValueError(f"master: expected bfloat16 weights with 'split', got only {' and '.join(dtypes)}")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_same_bits, bits
-from models import METHODS, STATEFUL, Calls, assert_same, assert_same_trees, closure_of, copies, states, transformer
+from compare import assert_same, assert_same_trees, copies, states
+from models import METHODS, STATEFUL, Calls, closure_of, transformer
 from torch import Tensor, nn
 from towers import Tower, loss_of, tower
 
@@ -25,6 +26,7 @@ BF16 = torch.bfloat16
 SPLIT = {"master": "split"}
 METHOD_NAMES = [name for name in METHODS if name != "forward"]
 methods = pytest.mark.parametrize("method", METHOD_NAMES)
+stores = pytest.mark.parametrize("store", ["scratch", "snapshot"])
 
 
 def half() -> dict[str, Tensor]:
@@ -38,6 +40,11 @@ MASKS: dict[str, Callable[[], Mask | None]] = {
     "bits": lambda: Bits(half()),
     "indices": lambda: Indices({name: b.reshape(-1).nonzero() for name, b in half().items()}),
 }
+
+
+WITHOUT_MASK = [(method, "none") for method in METHOD_NAMES]
+ONE_OF_EACH_RULE = ("sgd", "sign", "nesterov", "adamw", "conservative")
+UNDER_MASKS = [(method, mask) for method in ONE_OF_EACH_RULE for mask in MASKS if mask != "none"]
 
 
 def lows(opt: ZOSGD) -> list[Tensor]:
@@ -69,22 +76,20 @@ def preset(count: int) -> Callable[[], float]:
 # As in fp32 ----------------------------------------------------------------------------------------------------------
 
 
-@methods
-@pytest.mark.parametrize("mask", MASKS)
-def test_the_master_is_the_fp32_weight_of_a_run_with_the_same_losses(method, mask):
+@pytest.mark.parametrize(("method", "mask"), [*WITHOUT_MASK, *UNDER_MASKS])
+@stores
+def test_the_master_is_the_fp32_weight_of_a_run_with_the_same_losses(method, mask, store):
     """Bit for bit, states too, after 20 steps with decay; the weight is it rounded to nearest."""
-    if mask != "none" and "mask" in METHODS[method].arguments:
-        pytest.skip("has a mask of its own")
     model = transformer(BF16)
     twin = copy.deepcopy(model).float()
-    common = {"weight_decay": 0.1, "store": "snapshot", "state_dtype": BF16 if "adam" in method else torch.float32}
+    common = {"weight_decay": 0.1, "store": store, "state_dtype": BF16 if "adam" in method else torch.float32}
     if mask != "none":
         common["mask"] = MASKS[mask]()
     opt, other = METHODS[method](model, **common, **SPLIT), METHODS[method](twin, **common)
     closure, same_again = preset(200), preset(200)
     for _ in range(20):
-        opt.step(closure)
-        other.step(same_again)
+        opt.step(lambda: (closure_of(model)(), closure())[1])  # which uses the weights
+        other.step(lambda: (closure_of(twin)(), same_again())[1])
     assert torch.equal(opt.last.coefficients, other.last.coefficients)
     for m, p, q in zip(joined(opt), model.parameters(), twin.parameters(), strict=True):
         assert_same_bits(m, q.detach())
@@ -112,7 +117,7 @@ def test_updates_far_below_the_last_place_add_up():
     assert torch.equal(w.detach(), start)
 
 
-@pytest.mark.parametrize("method", ["sgd", "nesterov", "adam", "sign", "conservative"])
+@pytest.mark.parametrize("method", ONE_OF_EACH_RULE)
 def test_lists_and_bits_of_the_same_elements_make_the_same_bits(method):
     model, twin = transformer(BF16), transformer(BF16)
     opt = METHODS[method](model, mask=MASKS["indices"](), **SPLIT)
@@ -162,10 +167,11 @@ def stop(loss: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("method", "call"), [(name, call) for name in METHODS for call in range(1, METHODS[name].calls + 1)]
 )
-def test_an_exception_leaves_no_trace(method, call):
+@stores
+def test_an_exception_leaves_no_trace(method, call, store):
     """At every call, candidates included, which are tried without their low bits."""
     model = transformer(BF16)
-    opt = METHODS[method](model, **SPLIT)
+    opt = METHODS[method](model, store=store, **SPLIT)
     opt.step(closure_of(model))
     before, kept, state = copies(model), copies(states(opt)), opt.state_dict()
     with pytest.raises(KeyboardInterrupt, match="stop"):
@@ -176,31 +182,33 @@ def test_an_exception_leaves_no_trace(method, call):
 
 
 @methods
-def test_a_loss_that_is_not_finite_leaves_weights_and_low_bits(method):
+@stores
+def test_a_loss_that_is_not_finite_leaves_weights_and_low_bits(method, store):
     model = transformer(BF16)
-    opt = METHODS[method](model, weight_decay=0.1, **SPLIT)
+    opt = METHODS[method](model, weight_decay=0.1, store=store, **SPLIT)
     opt.step(closure_of(model))
     before, kept = copies(model), copies(states(opt))
     with pytest.warns(UserWarning, match="skipped"):
-        opt.step(Calls(closure_of(model), 1, lambda loss: loss * math.nan))
+        opt.step(lambda: closure_of(model)() * math.nan)
     assert_same(model, before)
     assert_same(states(opt), kept)
 
 
 @pytest.mark.parametrize("losses", [(1.0, 2.0, 3.0), (1.0, 0.5, 0.7), (1.0, 0.7, 0.5)], ids=["stay", "down", "up"])
-def test_a_conservative_step_ends_on_the_master_of_its_choice(losses):
+@stores
+def test_a_conservative_step_ends_on_the_master_of_its_choice(losses, store):
     """The two attempts leave no trace: as a step of ZO-SGD with the sign of the choice, or none."""
     model, twin = transformer(BF16), transformer(BF16)
     here, down, up = losses
-    opt, other = METHODS["conservative"](model, **SPLIT), METHODS["sgd"](twin, **SPLIT)
+    opt, other = (METHODS[name](m, store=store, **SPLIT) for name, m in (("conservative", model), ("sgd", twin)))
     for _ in range(3):
         probes = [here, 1.5, 1.0]
         scripted = iter([*probes, down, up])
-        opt.step(lambda scripted=scripted: next(scripted))
+        opt.step(lambda scripted=scripted: (closure_of(model)(), next(scripted))[1])
         sign = 0.0 if here == min(losses) else 1.0 if down < up else -1.0
         other.param_groups[0]["lr"] = abs(sign) * opt.param_groups[0]["lr"]
         flipped = iter(probes[1:] if sign >= 0 else probes[:0:-1])
-        other.step(lambda flipped=flipped: next(flipped))
+        other.step(lambda flipped=flipped: (closure_of(twin)(), next(flipped))[1])
     assert_same(model, twin)
     assert_same(lows(opt), lows(other))
 
@@ -212,9 +220,11 @@ def failing(model: Tower, at: int) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("order", ["gauss-seidel", "jacobi"])
 @pytest.mark.parametrize("make", [ZOSGD, ZOAdam])
 @pytest.mark.parametrize("at", [1, 4, 7, 8])
-def test_blocks_that_were_updated_before_an_exception_are_taken_back_with_their_low_bits(make, order, at):
+@stores
+def test_blocks_that_were_updated_before_an_exception_are_taken_back_with_their_low_bits(make, order, at, store):
     model, twin = tower(BF16), tower(BF16)
-    opt, other = (make(m, lr=1e-2, eps=1e-2, estimator=BlockWise("layer", order), **SPLIT) for m in (model, twin))
+    common = {"lr": 1e-2, "eps": 1e-2, "store": store, **SPLIT}
+    opt, other = (make(m, estimator=BlockWise("layer", order), **common) for m in (model, twin))
     for m, o in ((model, opt), (twin, other)):
         o.step(loss_of(m))
     with pytest.raises(KeyboardInterrupt):
@@ -237,11 +247,8 @@ def through_a_file(value: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-@methods
-@pytest.mark.parametrize("mask", ["none", "indices"])
+@pytest.mark.parametrize(("method", "mask"), [*WITHOUT_MASK, *((name, "indices") for name in ONE_OF_EACH_RULE)])
 def test_a_run_resumes_bit_for_bit_from_a_file(method, mask):
-    if mask != "none" and "mask" in METHODS[method].arguments:
-        pytest.skip("has a mask of its own")
     common = SPLIT if mask == "none" else {**SPLIT, "mask": MASKS[mask]()}
     whole, second = transformer(BF16), transformer(BF16)
     opt = METHODS[method](whole, **common)
@@ -309,7 +316,7 @@ def mixed_closure(model: nn.Module) -> Callable[[], Tensor]:
 @pytest.mark.parametrize("method", ["sgd", "adam", "conservative"])
 def test_fp32_weights_beside_have_no_low_bits_and_move_as_ever(method):
     model, twin = mixed(), mixed()
-    opt, other = METHODS[method](model, **SPLIT), METHODS[method](twin, store="snapshot")
+    opt, other = METHODS[method](model, store="snapshot", **SPLIT), METHODS[method](twin, store="snapshot")
     for _ in range(3):
         losses, again = preset(10), preset(10)
         opt.step(losses)
@@ -322,23 +329,27 @@ def test_fp32_weights_beside_have_no_low_bits_and_move_as_ever(method):
     assert_same_trees(fresh.state_dict(), opt.state_dict())
 
 
-def test_low_bits_take_two_bytes_a_weight_and_a_step_no_more():
-    """Made of zeros, so that the first master is the weight; a step copies the weights, not what lies beside."""
-    model = transformer(BF16)
-    opt = ZOSGD(model, **SPLIT)
+@stores
+def test_low_bits_take_two_bytes_a_weight_and_a_step_no_more(store):
+    """Made of zeros, so that the first master is the weight; what a store keeps is of the weights alone."""
+    model, twin = transformer(BF16), transformer(BF16)
+    opt, other = ZOSGD(model, store=store, **SPLIT), ZOSGD(twin, store=store)
     for p, low in zip(model.parameters(), lows(opt), strict=True):
         assert low.dtype == torch.int16 and low.shape == p.shape and not low.any()
     opt.step(closure_of(model))
-    assert opt.store.name == "snapshot"
-    assert opt.store._states is None
+    other.step(closure_of(twin))
+    assert opt.store.extra_bytes == other.store.extra_bytes > 0
 
 
 def test_auto_chooses_an_exact_store():
     model = transformer(BF16)
-    for opt in (ZOSGD(model, **SPLIT), ForwardGradSGD(model, **SPLIT)):
-        assert opt.store.name == "snapshot" and "masters" in opt.store.reason
+    for make in (ZOSGD, ForwardGradSGD):
+        assert make(model, **SPLIT).store.name == "scratch"
+        alone = make(model.named_parameters(), **SPLIT).store
+        assert alone.name == "snapshot" and "masters" in alone.reason
+        assert make(model.named_parameters()).store.name == "inplace"
     assert ZOSGD(model, store="snapshot", **SPLIT).store.reason == "asked for"
-    assert ZOSGD(model, master=None).store.name == "inplace"
+    assert ZOSGD([("w", model.up.weight)], store="snapshot", **SPLIT).store.is_exact
 
 
 def test_what_cannot_have_masters_is_refused():
