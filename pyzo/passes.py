@@ -14,7 +14,10 @@ BlockControls = dict[torch.device, Control]
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained tensor: its name in messages, its noise key, its row of the control tensor, its state, its mask."""
+    """One trained tensor: its name in messages, its noise key, its row of the control tensor, its state, its mask.
+
+    `low` are the low bits of its float32 master, where it has one; see `pyzo.ops.pass_`.
+    """
 
     name: str
     tensor: torch.Tensor
@@ -23,6 +26,7 @@ class Trained:
     state: tuple[torch.Tensor, ...] = ()
     block: int = 0
     mask: TensorMask = field(default_factory=TensorMask)
+    low: torch.Tensor | None = None
 
     @property
     def is_listed(self) -> bool:
@@ -48,8 +52,8 @@ class Update:
 class Part:
     """Trained tensors of one block on one device, all with lists of indices or all without, and their control tensor.
 
-    `bits` has one packed mask per tensor, empty for those without, or is empty itself. `measured` are the places of
-    the tensors whose bits are made from magnitudes, by `Sweep.measure`.
+    `bits` has one packed mask per tensor, empty for those without, or is empty itself, and so has `low` the low bits of
+    masters. `measured` are the places of the tensors whose bits are made from magnitudes, by `Sweep.measure`.
     """
 
     block: int
@@ -62,7 +66,13 @@ class Part:
     indices: list[torch.Tensor]
     measured: list[int]
     rows: frozenset[int]
+    low: list[torch.Tensor]
     masked: bool = False
+
+    @property
+    def kept(self) -> list[torch.Tensor]:
+        """What an update moves besides the weights."""
+        return [*self.states, *self.low]
 
     def share(self, places: Sequence[int]) -> "Part":
         """Some of the tensors, as a part of their own; what is masked by magnitude has no bits there yet."""
@@ -76,6 +86,7 @@ class Part:
             bits=[self.bits[i] for i in places] if self.bits else [],
             indices=[self.indices[i] for i in places] if self.indices else [],
             measured=[],
+            low=[self.low[i] for i in places] if self.low else [],
         )
 
     def copies(self) -> list[torch.Tensor]:
@@ -119,7 +130,6 @@ class Sweep:
         self._distribution = ops.distribution_code(distribution)
         self._rule = ops.RULES[rule]
         self._stochastic = stochastic
-        self.has_states = ops.STATES[rule] > 0
         self.parts: list[Part] = []
         for block, by_device in enumerate(controls):
             for device, control in by_device.items():
@@ -127,6 +137,7 @@ class Sweep:
                     own = [t for t in trained if (t.block, t.tensor.device, t.is_listed) == (block, device, listed)]
                     if own:
                         self.parts.append(_part(block, own, control, ops.STATES[rule]))
+        self.has_states = any(part.kept for part in self.parts)  # which the opposite of an update does not bring back
         for index in self:
             self.run(index)  # without undo, update or perturbation: the operator's checks alone
 
@@ -165,11 +176,13 @@ class Sweep:
         undo: tuple[int, float] | None = None,
         update: Update | None = None,
         perturb: tuple[int, float] | None = None,
+        trial: bool = False,
     ) -> None:
         """A pass over part `index` or a share of it. `undo` and `perturb` are (direction, sign); see `pyzo.ops.pass_`.
 
         `src` (copies as `Part.copies` has them), `dst` and `states` stand for the tensors themselves and their states
-        where they are not given; with another `dst` there are no states but given ones.
+        where they are not given; with another `dst` there are no states but given ones. An update also moves the low
+        bits of masters, unless it is a `trial`.
         Raises ValueError naming the parameter that the operator refuses; then nothing was written.
         """
         part = share or self.parts[index]
@@ -177,6 +190,7 @@ class Sweep:
             states = part.states if dst is None else []
         undo_direction, undo_sign = undo or (-1, 0.0)
         perturb_direction, perturb_sign = perturb or (-1, 0.0)
+        low = [] if (undo or perturb) and not update else part.low  # they count in updates, and are checked without
         update = update or Update(0)
         try:
             ops.pass_(
@@ -187,6 +201,7 @@ class Sweep:
                 part.control.tensor,
                 bits=part.bits,
                 indices=part.indices,
+                low=low,
                 distribution=self._distribution,
                 undo=undo_direction,
                 undo_sign=undo_sign,
@@ -199,6 +214,7 @@ class Sweep:
                 perturb_sign=perturb_sign,
                 stochastic=self._stochastic,
                 masked=self.parts[index].masked,
+                trial=trial,
             )
         except RuntimeError as error:
             named = [f"dst[{i}] is {name}" for i, name in enumerate(part.names) if f"dst[{i}]" in str(error)]
@@ -253,6 +269,9 @@ def _part(block: int, own: list[Trained], control: Control, states: int) -> Part
             torch.empty(0, dtype=torch.uint8, device=t.tensor.device) if t.mask.bits is None else t.mask.bits
             for t in own
         ]
+    low: list[torch.Tensor] = []
+    if any(t.low is not None for t in own):
+        low = [torch.empty(0, dtype=torch.int16, device=t.tensor.device) if t.low is None else t.low for t in own]
     return Part(
         block,
         [t.tensor for t in own],
@@ -264,4 +283,5 @@ def _part(block: int, own: list[Trained], control: Control, states: int) -> Part
         [t.mask.indices for t in own if t.mask.indices is not None],
         measured,
         frozenset(t.row for t in own),
+        low,
     )

@@ -123,11 +123,11 @@ def pass_hashes(ops: object, steps: Steps, device: str = "cpu") -> tuple[int, ..
     control = reference.new_control(2, [row], field.seed).to(device)
     losses = torch.tensor([1.0, 0.75, 0.5, 0.625], dtype=torch.float64, device=device)
     update = (reference.RULES.index(steps.rule), 2, 1.0, False, False)
-    how = (steps.rounding == "stochastic", steps.keep < 65536)
+    how = (steps.rounding == "stochastic", steps.keep < 65536, False)
     for _ in range(2 if states else 1):
         ops.begin_step_(control)
         ops.estimate_(control, losses, 0, 2, 0)
         distribution = reference.DISTRIBUTIONS.index(field.distribution)
         table = torch.tensor([[field.key, *shard, 0]])
-        ops.pass_([], [weights], states, [], [], table, control, distribution, 1, 1.0, *update, 0, 1.0, *how)
+        ops.pass_([], [weights], states, [], [], [], table, control, distribution, 1, 1.0, *update, 0, 1.0, *how)
     return tuple(hash_of(t) for t in (weights, *states))

@@ -57,6 +57,7 @@ def pass_sample(
     state_dtype: torch.dtype | None = None,
     bits: list[torch.Tensor] | None = None,
     indices: list[torch.Tensor] | None = None,
+    low: list[torch.Tensor] | None = None,
     **step: object,
 ) -> Arguments:
     """Arguments of a pass over all of `tensors`."""
@@ -64,7 +65,13 @@ def pass_sample(
     sizes = [t.numel() for t in indices or dst]
     state = make_states(str(step.get("rule", "sgd")), sizes, state_dtype, seed=9)
     state = [s.to(device) for s in state]
-    return (src, dst, state, bits or [], indices or [], table(device), step_control(device), *arguments(step).values())
+    lists = (src, dst, state, bits or [], indices or [], low or [])
+    return (*lists, table(device), step_control(device), *arguments(step).values())
+
+
+def low_bits(device: str) -> list[torch.Tensor]:
+    """Of the bfloat16 weights among `tensors`."""
+    return [torch.arange(-3, -3 + n, dtype=torch.int16, device=device) for n in (0, 7, 0)]
 
 
 def rows_sample(device: str, **step: object) -> Arguments:
@@ -106,7 +113,9 @@ SAMPLES: dict[str, Callable[[str], list[Arguments]]] = {
         pass_sample(device, [], **EVERYTHING, bits=masks(device), masked=True),
         pass_sample(device, [], **EVERYTHING, indices=lists(device), rule="adam", state_dtype=torch.float32),
         pass_sample(device, compact(device), **EVERYTHING, indices=lists(device), masked=True),
-        ([], [], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
+        pass_sample(device, [], directions=2, low=low_bits(device), rule="adam", state_dtype=torch.float32),
+        pass_sample(device, tensors(device), directions=1, low=low_bits(device), trial=True),
+        ([], [], [], [], [], [], torch.zeros(0, 5, dtype=torch.int64), step_control(device), *arguments({}).values()),
     ],
     "pass_rows_": lambda device: [
         rows_sample(device, directions=2, perturb=1, perturb_sign=-1.0, stochastic=True, masked=True),

@@ -21,6 +21,7 @@ SHARDS = [
     (1000, 77, 1000),
     (2**40 + 1, 333, 4096),
 ]
+NOT_OF_ROWS = ("undo", "undo_sign", "retract", "trial")  # arguments of `pass_`
 APPLIED = 7  # updates of the run, the one at hand included
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -56,6 +57,7 @@ def arguments(step: dict[str, object]) -> dict[str, object]:
         "perturb_sign": 0.0,
         "stochastic": False,
         "masked": False,
+        "trial": False,
     }
     assert step.keys() <= nothing.keys(), step.keys()
     filled = {**nothing, **step}
@@ -64,7 +66,7 @@ def arguments(step: dict[str, object]) -> dict[str, object]:
 
 def rows_arguments(step: dict[str, object]) -> dict[str, object]:
     """The same for `pass_rows_`."""
-    return {name: value for name, value in arguments(step).items() if name not in ("undo", "undo_sign", "retract")}
+    return {name: value for name, value in arguments(step).items() if name not in NOT_OF_ROWS}
 
 
 def make_control(directions: int, rows: int = 1, *, seed: int, ok: bool = True, **scalars: object) -> torch.Tensor:
@@ -138,6 +140,7 @@ def check(
     src: Sequence[torch.Tensor] = (),
     bits: Sequence[torch.Tensor] = (),
     indices: Sequence[torch.Tensor] = (),
+    low: Sequence[torch.Tensor] = (),
     **step: object,
 ) -> None:
     """Runs the pass by the reference and, on every instruction set, by the operator, and compares what they wrote.
@@ -145,19 +148,22 @@ def check(
     The tensors lie 0 to 7 elements off alignment.
     """
     table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
-    want, want_state = [w.clone() for w in dst], [s.clone() for s in state]
+    want, want_state, want_low = ([t.clone() for t in tensors] for tensors in (dst, state, low))
     chosen = (list(bits), list(indices))
-    reference.pass_(list(src), want, want_state, *chosen, table, control, **arguments(step))
+    reference.pass_(list(src), want, want_state, *chosen, want_low, table, control, **arguments(step))
     chosen = tuple([t.to(device) for t in tensors] for tensors in chosen)
     for isa in each_isa(device):
         got = [place(w, i % 8, device) for i, w in enumerate(dst)]
         got_state = [place(s, (5 * i + 2) % 8, device) for i, s in enumerate(state)]
+        got_low = [place(w, (7 * i + 3) % 8, device) for i, w in enumerate(low)]
         sources = [place(w, (3 * i + 1) % 8, device) for i, w in enumerate(src)]
-        torch.ops.pyzo.pass_(sources, got, got_state, *chosen, table, control.to(device), **arguments(step))
+        torch.ops.pyzo.pass_(sources, got, got_state, *chosen, got_low, table, control.to(device), **arguments(step))
         for i, (g, w) in enumerate(zip(got, want, strict=True)):
             assert_same_bits(g.cpu(), w, f"{isa or device}, tensor {i}, {step}")
         for i, (g, s) in enumerate(zip(got_state, want_state, strict=True)):
             assert_same_bits(g.cpu(), s, f"{isa or device}, state {i}, {step}")
+        for i, (g, w) in enumerate(zip(got_low, want_low, strict=True)):
+            assert_same_bits(g.cpu(), w, f"{isa or device}, low bits {i}, {step}")
         for i, (s, w) in enumerate(zip(sources, src, strict=True)):
             assert_same_bits(s.cpu(), w, f"source {i}")
 
@@ -171,10 +177,11 @@ def run(
     src: Sequence[torch.Tensor] = (),
     bits: Sequence[torch.Tensor] = (),
     indices: Sequence[torch.Tensor] = (),
+    low: Sequence[torch.Tensor] = (),
     **step: object,
 ) -> None:
     """One pass by the operator over tensors where they lie."""
     table = torch.tensor(lines, dtype=torch.int64).view(-1, 5)
     control = control.to(dst[0].device)
-    lists = (list(tensors) for tensors in (src, dst, state, bits, indices))
+    lists = (list(tensors) for tensors in (src, dst, state, bits, indices, low))
     torch.ops.pyzo.pass_(*lists, table, control, **arguments(step))

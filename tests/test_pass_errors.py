@@ -23,21 +23,21 @@ def ones(count: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu"
     return [torch.ones(8, dtype=dtype, device=device) for _ in range(count)]
 
 
-def pass_(dst, *, src=(), state=(), bits=(), indices=(), table=TABLE, control_=None, **step):
+def pass_(dst, *, src=(), state=(), bits=(), indices=(), low=(), table=TABLE, control_=None, **step):
     table = torch.tensor(table) if isinstance(table, list) else table
     control_ = control(dst[0].device) if control_ is None else control_
-    lists = (list(tensors) for tensors in (src, dst, state, bits, indices))
+    lists = (list(tensors) for tensors in (src, dst, state, bits, indices, low))
     torch.ops.pyzo.pass_(*lists, table, control_, **arguments({**STEP, **step}))
 
 
-def refused(message, *, dst=None, state=(), control_=None, device="cpu", **rest):
-    """The pass must raise with this message and leave all destinations and states as they were."""
+def refused(message, *, dst=None, state=(), low=(), control_=None, device="cpu", **rest):
+    """The pass must raise with this message and leave all destinations, states and low bits as they were."""
     dst = ones(device=device) if dst is None else dst
     control_ = control(device) if control_ is None else control_
-    before = [t.clone() for t in (*dst, *state, control_)]
+    before = [t.clone() for t in (*dst, *state, *low, control_)]
     with pytest.raises(RuntimeError, match=message):
-        pass_(dst, state=state, control_=control_, **rest)
-    for t, b in zip((*dst, *state, control_), before, strict=True):
+        pass_(dst, state=state, low=low, control_=control_, **rest)
+    for t, b in zip((*dst, *state, *low, control_), before, strict=True):
         assert torch.equal(t, b)
 
 
@@ -305,6 +305,90 @@ def test_masks_lists_and_compact_sources_have_memory_of_their_own(device):
 def test_masks_and_lists_are_on_the_device_of_the_tensors():
     refused(r"bits\[0\]: expected a tensor on the device of control", bits=[mask(), mask()], device="cuda")
     refused(r"indices\[0\]: expected a tensor on the device of", indices=[listing(1), listing(1)], device="cuda")
+
+
+# Low bits of masters --------------------------------------------------------------------------------------------------
+
+ALONE = {"perturb": -1, "perturb_sign": 0.0}  # the update of these tests, and nothing else
+
+
+def beside(n: int = 8, device: str = "cpu") -> torch.Tensor:
+    return torch.zeros(n, dtype=torch.int16, device=device)
+
+
+def halves(device: str) -> list[torch.Tensor]:
+    return ones(2, torch.bfloat16, device)
+
+
+def test_the_low_bits_of_these_tests_are_valid(device):
+    dst, low = halves(device), [beside(device=device) for _ in range(2)]
+    pass_(dst, low=low, **ALONE)
+    assert all(t.any() for t in low)
+    pass_([dst[0], torch.ones(8, device=device)], low=[low[0], beside(0, device)], **ALONE)
+    pass_(dst, indices=[listing(0, 7, device=device)] * 2, low=[beside(2, device) for _ in range(2)], **ALONE)
+    pass_(dst, low=low, directions=0)  # nothing is updated
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda device: beside(9, device), r"Short\[9\]"),
+        (lambda device: beside(0, device), r"Short\[0\]"),
+        (lambda device: beside(8, device).int(), r"Int\[8\]"),
+        (lambda device: beside(8, device).view(torch.bfloat16), r"BFloat16\[8\]"),
+        (lambda device: beside(16, device)[::2], r"Short\[8\].*not contiguous"),
+    ],
+)
+def test_low_bits_of_another_kind(make, got, device):
+    for directions in (0, 1):
+        low = [beside(device=device), make(device)]
+        message = rf"low\[1\]: expected a contiguous int16 tensor of 8 elements, one for each of dst\[1\] .*, got {got}"
+        refused(message, dst=halves(device), low=low, **ALONE, directions=directions, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_only_bfloat16_weights_have_low_bits(dtype, device):
+    dst = [*ones(1, torch.bfloat16, device), *ones(1, dtype, device)]
+    low = [beside(device=device) for _ in range(2)]
+    message = (
+        r"low\[1\]: expected a contiguous int16 tensor of 0 elements, .* where weights are bfloat16, got Short\[8\]"
+    )
+    refused(message, dst=dst, low=low, **ALONE, device=device)
+
+
+def test_numbers_and_lengths_of_low_bits(device):
+    one = [beside(device=device)]
+    message = r"low: expected no tensors or as many as dst, which has 2, got 1"
+    refused(message, dst=halves(device), low=one, **ALONE, device=device)
+    indices = [listing(0, 7, device=device)] * 2
+    message = r"low\[0\]: expected a contiguous int16 tensor of 2 elements, one for each of indices\[0\]"
+    low = [beside(device=device) for _ in range(2)]
+    refused(message, dst=halves(device), low=low, indices=indices, **ALONE, device=device)
+
+
+@pytest.mark.parametrize("more", [{"undo": 0, "undo_sign": 1.0}, {"perturb": 0}, {"retract": True}], ids=str)
+def test_an_update_of_masters_does_nothing_else(more, device):
+    low = [beside(device=device) for _ in range(2)]
+    message = r"low: expected no tensors in an update that undoes, perturbs or retracts besides, got 2"
+    for trial in (False, True):
+        refused(message, dst=halves(device), low=low, **ALONE | more, trial=trial, device=device)
+
+
+def test_low_bits_have_memory_of_their_own(device):
+    storage = torch.zeros(64, dtype=torch.int16, device=device)
+    own = r": expected memory of its own, got a tensor that overlaps (dst|low)\[\d\]"
+    dst = [storage[:8].view(torch.bfloat16), storage[8:16].view(torch.bfloat16)]
+    for second in (storage[16:24], storage[15:23], storage[20:28]):
+        refused(r"(dst|low)\[\d\]" + own, dst=dst, low=[storage[16:24], second], **ALONE, device=device)
+    src = [storage[16:24].view(torch.bfloat16), *ones(1, torch.bfloat16, device)]
+    message = r"src\[0\]: expected memory apart from what is written.*overlaps low\[0\]"
+    refused(message, dst=dst, src=src, low=[storage[20:28], storage[28:36]], **ALONE, device=device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_low_bits_are_on_the_device_of_the_tensors():
+    message = r"low\[0\]: expected a tensor on the device of control"
+    refused(message, dst=halves("cuda"), low=[beside(), beside()], **ALONE, device="cuda")
 
 
 # Scalars --------------------------------------------------------------------------------------------------------------

@@ -341,7 +341,8 @@ def test_the_reference_has_the_rows_of_the_dense_pass():
     )
     bits, table = [some_bits(117, seed=54)], torch.tensor([[1, 77, 10, 33, 0]])
     moved, rows = torch.empty_like(w), w[ids]
-    reference.pass_([w], [moved], [], bits, [], table, control, 0, -1, 0.0, 0, 1, 1.0, False, False, 0, 1.0, True, True)
+    step = (0, -1, 0.0, 0, 1, 1.0, False, False, 0, 1.0, True, True, False)
+    reference.pass_([w], [moved], [], bits, [], [], table, control, *step)
     reference.pass_rows_([rows], [ids], bits, [9], table, control, 0, 0, 1, 1.0, False, 0, 1.0, True, True)
     assert_same_bits(rows, moved[ids])
     assert not torch.equal(rows, w[ids])

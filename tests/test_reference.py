@@ -302,13 +302,13 @@ def test_choose(stay, down, up, choice, ok, device):
 KEY = 99
 TABLE = torch.tensor([[KEY, 0, 0, 0, 0]])
 NONE = {"undo": -1, "undo_sign": 0.0, "rule": 0, "directions": 0, "update_sign": 1.0, "chosen": False, "retract": False}
-NONE |= {"perturb": -1, "perturb_sign": 0.0, "stochastic": False, "masked": True, "distribution": 0}
+NONE |= {"perturb": -1, "perturb_sign": 0.0, "stochastic": False, "masked": True, "distribution": 0, "trial": False}
 Optimizer = Callable[[torch.Tensor], torch.optim.Optimizer]
 
 
 def sweep(w: torch.Tensor, state: list[torch.Tensor], control: torch.Tensor, **arguments: object) -> None:
     """A pass over one tensor in place."""
-    reference.pass_([], [w], state, [], [], TABLE, control, **NONE | arguments)
+    reference.pass_([], [w], state, [], [], [], TABLE, control, **NONE | arguments)
 
 
 def begin(control: torch.Tensor, n: int, coefficient: float) -> torch.Tensor:
@@ -407,7 +407,7 @@ def test_first_update_is_not_dampened_and_counts_from_birth():
         g = begin(control, n, 0.5 * t)
         joined = slice(2 if t > 2 else 1)
         step = NONE | {"rule": 2, "directions": 1}
-        reference.pass_([], weights_of[joined], buffers[joined], [], [], table[joined], control, **step)
+        reference.pass_([], weights_of[joined], buffers[joined], [], [], [], table[joined], control, **step)
         exact = g.double() if t == 1 else mu * exact + (1 - dampening) * g.double()
         torch.testing.assert_close(buffers[0].double(), exact, rtol=1e-6, atol=1e-7)
     assert [reference.read_row(control, r).age for r in (0, 1)] == [3, 1]

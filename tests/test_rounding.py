@@ -52,7 +52,7 @@ def test_every_code_moves_as_the_reference_says(dtype, stochastic, size, isa):
     control = make_control(lr=size, eps=size)
     want = w.clone()
     step = {"undo": 0, "undo_sign": 1.0, "directions": 1, "perturb": 0, "perturb_sign": -1.0, "stochastic": stochastic}
-    reference.pass_([w], [want], [], [], [], torch.tensor([[3, 0, 0, 0, 0]]), control, **arguments(step))
+    reference.pass_([w], [want], [], [], [], [], torch.tensor([[3, 0, 0, 0, 0]]), control, **arguments(step))
     assert_same_bits(after(w, control, **step), want, isa)
 
 

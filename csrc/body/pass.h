@@ -4,11 +4,13 @@
 //   undo     w <- round(w + undo_scale z_u)                   takes back an in-place perturbation
 //   update   w, state <- round(rule(w, g, state)), g = sum_j c_j z_j
 //   perturb  w <- round(w + perturb_scale z_p)
-// An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. The
-// drivers in cpu/ and cuda/ supply the noise and move the data.
+// An element outside the mask keeps weight and state, and a result that is NaN or no other keeps what was there. A
+// bfloat16 weight with low bits beside it (core/split.h) stands for a float32 master, which an update reads and makes
+// unrounded; such a pass does nothing else. The drivers in cpu/ and cuda/ supply the noise and move the data.
 #include "core/control.h"
 #include "core/masks.h"
 #include "core/rounding.h"
+#include "core/split.h"
 
 namespace pyzo {
 
@@ -29,6 +31,7 @@ struct PassArgs {
   float perturb_sign;  // times the row's eps
   bool stochastic;     // round updates of 16-bit weights and states stochastically
   bool masked;         // heed the masks of the rows
+  bool trial;          // read low bits, but do not write them
 };
 
 struct TensorArgs {
@@ -40,11 +43,12 @@ struct TensorArgs {
   Shard shard;
   int64_t row;          // of the control tensor
   const uint8_t* bits;  // packed mask, or null
+  uint16_t* low;        // low bits of the masters of bfloat16 weights, or null
   PYZO_HD bool in_place() const { return !src || src == dst; }
 };
 
 // The listed elements of a tensor, all that an indexed pass touches. n, src and the states are the list's: element i of
-// them belongs to element indices[i] of dst. src is null where the weights are read from dst.
+// them belongs to element indices[i] of dst, and so do the low bits. src is null where the weights are read from dst.
 struct IndexedArgs : TensorArgs {
   const int64_t* indices;
   int64_t size;  // of dst
@@ -97,6 +101,9 @@ PYZO_HD Mask mask_of(const PassArgs& a, const RowsArgs& t) { return mask_of(a, t
 
 // A skipped step (ok = 0) still undoes and perturbs, but does not update.
 PYZO_HD bool updates(const PassArgs& a) { return a.directions > 0 && a.control.ok(); }
+
+// Whether the pass updates masters.
+PYZO_HD bool splits(const PassArgs& a, const TensorArgs& t) { return t.low && updates(a); }
 
 // w + scale z, rounded: perturb, and undo with the opposite scale.
 template <class L, Dtype T>

@@ -72,13 +72,14 @@ void pass_list(const PassArgs& a, const IndexedArgs& t, int64_t begin, int64_t e
     char* state[kMaxStates] = {};
     for (int k = 0; k < RuleOf<Lanes, kRule>::type::kStates; ++k)
       state[k] = static_cast<char*>(t.state[k]) + begin * kStateSize;
+    uint16_t* const low = pass.split ? t.low + begin : nullptr;
     if constexpr (kRounds<T, S, kRule>) {
       if (pass.stochastic)
-        apply<T, S, true, 0>(pass, noise, src, to, state, 0, n);
+        apply_any<T, S, true>(pass, noise, src, to, state, low, 0, n);
       else
-        apply<T, S, false, 0>(pass, noise, src, to, state, 0, n);
+        apply_any<T, S, false>(pass, noise, src, to, state, low, 0, n);
     } else {
-      apply<T, S, false, 0>(pass, noise, src, to, state, 0, n);
+      apply_any<T, S, false>(pass, noise, src, to, state, low, 0, n);
     }
     for (int64_t i = 0; i < n; ++i) dst[indices[i]] = gathered[i];
   }

@@ -14,7 +14,7 @@ struct TensorPass {
   PassLanes<Lanes, kRule> lanes;
   bool update, stochastic;
   Mask mask;
-  bool masked;
+  bool masked, split;
 };
 
 // Whether something is rounded to 16 bits.
@@ -23,8 +23,9 @@ constexpr bool kRounds = T != kFloat32 || (RuleOf<Lanes, kRule>::type::kStates >
 
 template <Dtype T, Dtype S, int kRule>
 TensorPass<kRule> pass_over(const PassArgs& a, const TensorArgs& t, const Mask& mask) {
-  const bool update = updates(a);
-  return {a, t, {a, t.row}, update, update && a.stochastic && kRounds<T, S, kRule>, mask, !mask.keeps_all()};
+  const bool update = updates(a), split = splits(a, t);
+  const bool rounds = split ? kRounds<kFloat32, S, kRule> : kRounds<T, S, kRule>;
+  return {a, t, {a, t.row}, update, update && a.stochastic && rounds, mask, !mask.keeps_all(), split};
 }
 
 // The noise of a tile as a pass needs it.
@@ -79,72 +80,89 @@ void TileNoise::draw(const TensorPass<kRule>& pass, const Place& place, int64_t 
     mask = {};
 }
 
-// Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments.
-enum Does : int { kPerturbs = 1, kUpdates = 2, kUndoes = 4, kKnown = 8 };
+// Bits of `kDoes`: what a pass does is known when compiled (kKnown), or read from its arguments. kSplits: it updates
+// masters, with or without a mask.
+enum Does : int { kPerturbs = 1, kUpdates = 2, kUndoes = 4, kKnown = 8, kSplits = 16 };
 
 // Elements [first, last) of a tile. Pointers stand at the tile's element 0, which may lie before the tensor's first.
 template <Dtype T, Dtype S, bool kStochastic, int kDoes, int kRule>
 void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst, char* const* state,
-           int64_t first, int64_t last) {
+           uint16_t* low, int64_t first, int64_t last) {
   constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
   constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
+  constexpr bool kSplit = (kDoes & kSplits) != 0;
   const PassLanes<Lanes, kRule> s = pass.lanes;
   const F c = Lanes::splat(noise.scale);
   const Tile *const zu = noise.u, *const zp = noise.p;
   const bool undo = kDoes & kKnown ? (kDoes & kUndoes) != 0 : pass.a.undo >= 0;
   const bool update = kDoes & kKnown ? (kDoes & kUpdates) != 0 : pass.update;
   const bool perturb = kDoes & kKnown ? (kDoes & kPerturbs) != 0 : pass.a.perturb >= 0;
-  const bool masked = kDoes & kKnown ? false : pass.masked;
+  const bool masked = kDoes & kKnown && !kSplit ? false : pass.masked;
   const U keep = Lanes::splat(pass.mask.keep < kNeverKept ? pass.mask.keep : kNeverKept);
 
   struct Vector {
     F w, state[kMaxStates];
+    U low;
   };
   // The vector at i of the tile, whose data is `at` of the pointers.
-  const auto result = [&](int64_t i, int64_t at, const void* from, const char* const* from_state) {
+  const auto result = [&](int64_t i, int64_t at, const void* from, const char* const* from_state,
+                          const uint16_t* from_low) {
     const F w = Lanes::load<T>(from, at);
+    Parts<Lanes> parts{w, {}};
+    if constexpr (kSplit) parts.low = Lanes::load_u16(from_low + at);
+    const F before = kSplit ? join<Lanes>(w, parts.low) : w;
     const auto if_kept = [&](F yes, F no) {
       const F drawn = Lanes::if_below(Lanes::load_u16(noise.mask.bits + i), keep, yes, no);
       return if_small<Lanes>(w, pass.mask.most, drawn, no);
     };
-    Vector x = {w, {}};
+    Vector x = {before, {}, {}};
     if (undo) x.w = add_noise<Lanes, T>(x.w, zu->v[uint64_t(i) / kLanes], s.undo_scale);
     if (update) {
       U random{};
       if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
       F old[kMaxStates];
       for (int k = 0; k < kStates; ++k) x.state[k] = old[k] = Lanes::load<S>(from_state[k], at);
-      x.w =
-          update_element<Lanes, T, S, kStochastic>(x.w, c * noise.estimate.v[uint64_t(i) / kLanes], x.state, random, s);
+      x.w = update_element<Lanes, kSplit ? kFloat32 : T, S, kStochastic>(
+          x.w, c * noise.estimate.v[uint64_t(i) / kLanes], x.state, random, s);
       if (masked)
         for (int k = 0; k < kStates; ++k) x.state[k] = if_kept(x.state[k], old[k]);
     }
     if (perturb) x.w = add_noise<Lanes, T>(x.w, zp->v[uint64_t(i) / kLanes], s.perturb_scale);
-    if (masked) x.w = if_kept(x.w, w);
-    x.w = Lanes::if_changed(x.w, w);
+    if (masked) x.w = if_kept(x.w, before);
+    if constexpr (kSplit) {
+      const Parts<Lanes> changed = split_changed<Lanes>(x.w, before, parts);
+      x.w = changed.weight, x.low = changed.low;
+    } else {
+      x.w = Lanes::if_changed(x.w, w);
+    }
     return x;
   };
-  const auto store_state = [&](char* const* to, int64_t at, const Vector& x) {
+  const bool keeps_low = kSplit && !pass.a.trial;
+  const auto store_beside = [&](char* const* to, uint16_t* to_low, int64_t at, const Vector& x) {
     if (update)
       for (int k = 0; k < kStates; ++k) Lanes::store<S>(to[k], at, x.state[k]);
+    if (keeps_low) Lanes::store_u16(to_low + at, x.low);
   };
   const auto whole = [&](int64_t i) {
-    const Vector x = result(i, i, src, state);
+    const Vector x = result(i, i, src, state, low);
     Lanes::store<T>(dst, i, x.w);
-    store_state(state, i, x);
+    store_beside(state, low, i, x);
   };
   const auto some = [&](int64_t i, int64_t from, int64_t to) {  // part of the vector at i
     alignas(64) char buffer[4 * kLanes] = {}, state_buffer[kMaxStates][4 * kLanes] = {};
+    uint16_t low_buffer[kLanes] = {};
     char* at_state[kMaxStates] = {state_buffer[0], state_buffer[1]};
     __builtin_memcpy(buffer + (from - i) * kSize, src + from * kSize, (to - from) * kSize);
     for (int k = 0; k < kStates; ++k)
       __builtin_memcpy(at_state[k] + (from - i) * kStateSize, state[k] + from * kStateSize, (to - from) * kStateSize);
-    const Vector x = result(i, 0, buffer, at_state);
+    if constexpr (kSplit) __builtin_memcpy(low_buffer + (from - i), low + from, (to - from) * sizeof *low);
+    const Vector x = result(i, 0, buffer, at_state, low_buffer);
     Lanes::store<T>(buffer, 0, x.w);
-    store_state(at_state, 0, x);
+    store_beside(at_state, low_buffer, 0, x);
     __builtin_memcpy(dst + from * kSize, buffer + (from - i) * kSize, (to - from) * kSize);
     for (int k = 0; k < kStates; ++k)
       __builtin_memcpy(state[k] + from * kStateSize, at_state[k] + (from - i) * kStateSize, (to - from) * kStateSize);
+    if (keeps_low) __builtin_memcpy(low + from, low_buffer + (from - i), (to - from) * sizeof *low);
   };
   int64_t i = first / kLanes * kLanes;
   if (i < first) {
@@ -156,10 +174,11 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
     // A line two tiles ahead is fetched meanwhile: between tiles the noise keeps the memory waiting.
     __builtin_prefetch(src + (i + 2 * kTile) * kSize, 1);
     for (int k = 0; k < kStates; ++k) __builtin_prefetch(state[k] + (i + 2 * kTile) * kStateSize, 1);
-    const Vector x = result(i, i, src, state), y = result(i + kLanes, i + kLanes, src, state);
+    if constexpr (kSplit) __builtin_prefetch(low + i + 2 * kTile, 1);
+    const Vector x = result(i, i, src, state, low), y = result(i + kLanes, i + kLanes, src, state, low);
     Lanes::store2<T>(dst, i, x.w, y.w);
-    store_state(state, i, x);
-    store_state(state, i + kLanes, y);
+    store_beside(state, low, i, x);
+    store_beside(state, low, i + kLanes, y);
   }
   if (i + kLanes <= last) {
     whole(i);
@@ -168,20 +187,32 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
   if (i < last) some(i, i, last);
 }
 
+// Decides as it runs what to do; but a pass over masters, which does nothing but update, has code of its own.
+template <Dtype T, Dtype S, bool kStochastic, int kRule>
+void apply_any(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst, char* const* state,
+               uint16_t* low, int64_t first, int64_t last) {
+  if constexpr (T == kBFloat16) {
+    constexpr bool kRoundsState = kStochastic && kRounds<kFloat32, S, kRule>;
+    constexpr int kDoes = kKnown | kUpdates | kSplits;
+    if (pass.split) return apply<T, S, kRoundsState, kDoes>(pass, noise, src, dst, state, low, first, last);
+  }
+  apply<T, S, kStochastic, 0>(pass, noise, src, dst, state, low, first, last);
+}
+
 // What most steps consist of has code of its own where lanes are fast: anything that SGD may do, and the update of any
 // rule with or without undo, without a mask. Every other pass decides as it runs.
 template <Dtype T, Dtype S, bool kStochastic, int kRule>
 void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst, char* const* state,
-                 int64_t first, int64_t last) {
+                 uint16_t* low, int64_t first, int64_t last) {
   if constexpr (kLanes > 4) {
     const int does =
         (pass.a.undo >= 0 ? kUndoes : 0) | (pass.update ? kUpdates : 0) | (pass.a.perturb >= 0 ? kPerturbs : 0);
-    switch (pass.masked ? -1 : does) {
+    switch (pass.masked || pass.split ? -1 : does) {
 #define PYZO_CASE(does)                                                              \
   case does:                                                                         \
     if constexpr (kRule == kSgd || does == kUpdates || does == (kUndoes | kUpdates)) \
       return apply < T, S, kStochastic && ((does) & kUpdates) != 0,                  \
-             kKnown | does > (pass, noise, src, dst, state, first, last);            \
+             kKnown | does > (pass, noise, src, dst, state, low, first, last);       \
     break;
       PYZO_CASE(0)
       PYZO_CASE(1)
@@ -194,7 +225,7 @@ void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const ch
 #undef PYZO_CASE
     }
   }
-  apply<T, S, kStochastic, 0>(pass, noise, src, dst, state, first, last);
+  apply_any<T, S, kStochastic>(pass, noise, src, dst, state, low, first, last);
 }
 
 // A run of n elements from local index `local` and global index `global` on. Element `local` lies at index `at` of the
@@ -215,13 +246,14 @@ void pass_run(const TensorPass<kRule>& pass, TileNoise& noise, int64_t local, ui
     char* dst = static_cast<char*>(t.dst) + origin * kSize;
     char* state[kMaxStates] = {};
     for (int k = 0; k < kStates; ++k) state[k] = static_cast<char*>(t.state[k]) + origin * kStateSize;
+    uint16_t* const low = pass.split ? t.low + origin : nullptr;
     if constexpr (kRounds<T, S, kRule>) {
       if (pass.stochastic)
-        apply_known<T, S, true>(pass, noise, src, dst, state, first, last);
+        apply_known<T, S, true>(pass, noise, src, dst, state, low, first, last);
       else
-        apply_known<T, S, false>(pass, noise, src, dst, state, first, last);
+        apply_known<T, S, false>(pass, noise, src, dst, state, low, first, last);
     } else {
-      apply_known<T, S, false>(pass, noise, src, dst, state, first, last);
+      apply_known<T, S, false>(pass, noise, src, dst, state, low, first, last);
     }
     done += last - first;
   }

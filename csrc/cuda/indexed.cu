@@ -40,6 +40,7 @@ __device__ __forceinline__ float round_update_to(Dtype dtype, bool stochastic, f
   });
 }
 
+// dtype: what the new weight is rounded to.
 template <int kRule>
 __device__ __forceinline__ float update(const PassArgs& a, const TensorArgs& t, int64_t i, Dtype dtype, Dtype kept,
                                         float w, float g, uint32_t random) {
@@ -56,11 +57,14 @@ __device__ __forceinline__ float update(const PassArgs& a, const TensorArgs& t, 
   return v;
 }
 
-// What becomes of the weight w of element `local`, which has states at i.
+// What becomes of the weight w of element `local`, which has states and low bits at i.
 __device__ __forceinline__ float pass_element(const PassArgs& a, const TensorArgs& t, const Mask& mask, int64_t local,
                                               int64_t i, Dtype dtype, Dtype kept, float w) {
   const uint64_t global = t.shard.global(local);
-  float v = w;
+  const bool split = splits(a, t);
+  const Parts<Lane> old = {w, split ? t.low[i] : 0u};
+  const float before = split ? join<Lane>(w, old.low) : w;
+  float v = before;
   if (kept1(a, t, mask, local, global, w)) {
     const Scalars<kMany, kSgd> s(a, t.row);
     const bool updated = updates(a);
@@ -73,14 +77,18 @@ __device__ __forceinline__ float pass_element(const PassArgs& a, const TensorArg
       const uint32_t flip = a.retract ? 0xffffu : 0u;
       uint32_t random = 0;
       if (a.stochastic) random = bits1({s.rounding_seed, t.key}, kRoundingStream, global) ^ flip;
-      v = a.rule == kSign       ? update<kSign>(a, t, i, dtype, kept, v, g[0], random)
-          : a.rule == kMomentum ? update<kMomentum>(a, t, i, dtype, kept, v, g[0], random)
-          : a.rule == kAdam     ? update<kAdam>(a, t, i, dtype, kept, v, g[0], random)
-                                : update<kSgd>(a, t, i, dtype, kept, v, g[0], random);
+      const Dtype to = split ? kFloat32 : dtype;
+      v = a.rule == kSign       ? update<kSign>(a, t, i, to, kept, v, g[0], random)
+          : a.rule == kMomentum ? update<kMomentum>(a, t, i, to, kept, v, g[0], random)
+          : a.rule == kAdam     ? update<kAdam>(a, t, i, to, kept, v, g[0], random)
+                                : update<kSgd>(a, t, i, to, kept, v, g[0], random);
     }
     if (a.perturb >= 0) v = add_noise_to(dtype, v, perturb[0], s.lanes.perturb_scale);
   }
-  return Lane::if_changed(v, w);
+  if (!split) return Lane::if_changed(v, w);
+  const Parts<Lane> parts = split_changed<Lane>(v, before, old);
+  if (!a.trial) t.low[i] = uint16_t(parts.low);
+  return parts.weight;
 }
 
 // Element i of the list.

@@ -166,11 +166,22 @@ __device__ __forceinline__ void store4(void* base, int64_t i, const float x[4]) 
   }
 }
 
-// 16 random bits for each of a thread's 8 elements, two to a word.
+// 16 bits for each of a thread's 8 elements, two to a word.
 struct Bits8 {
   uint32_t words[4];
   __device__ __forceinline__ uint32_t at(int k) const { return (words[k / 2] >> (16 * (k & 1))) & 0xffffu; }
+  __device__ __forceinline__ void set(int k, uint32_t bits) {
+    words[k / 2] = k & 1 ? (words[k / 2] & 0xffffu) | bits << 16 : (words[k / 2] & 0xffff0000u) | bits;
+  }
 };
+
+__device__ __forceinline__ Bits8 load_bits8(const uint16_t* p) {
+  const uint4 v = *reinterpret_cast<const uint4*>(p);
+  return {{v.x, v.y, v.z, v.w}};
+}
+__device__ __forceinline__ void store_bits8(uint16_t* p, const Bits8& bits) {
+  store16(p, bits.words[0], bits.words[1], bits.words[2], bits.words[3]);
+}
 
 // Of the elements that begin at the global indices global[0] and global[1], four each, in blocks of eight.
 template <Dtype T>

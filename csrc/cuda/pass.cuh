@@ -94,6 +94,16 @@ __device__ __forceinline__ float element(const PassArgs& a, bool update, bool tr
   return Lane::if_changed(trained ? v : w, w);
 }
 
+// The same of a master and its update: nothing is undone, perturbed or rounded.
+template <Dtype S, bool kStochastic, int kKind, int kRule>
+__device__ __forceinline__ Parts<Lane> split_element(bool trained, const Scalars<kKind, kRule>& s,
+                                                     const Parts<Lane>& old, float g, uint32_t random, float* state) {
+  const float master = join<Lane>(old.weight, old.low);
+  float v = master;
+  if (trained) v = update_element<Lane, kFloat32, S, kStochastic>(v, g, state, random, s.lanes);
+  return split_changed<Lane>(v, master, old);
+}
+
 // Blocks that must fit on a processor at once: as many as leave every kernel without spills (or nearly so), since the
 // compiler, told nothing or less, takes registers for which there is no use.
 template <int kKind, int kRule>
@@ -106,6 +116,7 @@ template <Dtype T, Dtype S, int kDistribution, bool kStochastic, int kKind, int 
 __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
     pass_kernel(const __grid_constant__ Launch launch) {
   constexpr int kStates = RuleOf<Lane, kRule>::type::kStates;
+  constexpr bool kSplits = kKind == kMany && T == kBFloat16;  // where masters occur
   const PassArgs& a = launch.args;
   const bool update = updates(a);
   const uint32_t flip = a.retract ? 0xffffffffu : 0u;
@@ -117,9 +128,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
     const int64_t end = e + 1 < launch.count ? launch.entries[e + 1].first_tile : launch.tiles;
     const Scalars<kKind, kRule> s(a, t.row);
     const bool masked = kKind == kMany && !mask_of(a, t).keeps_all();
+    const bool split = kSplits && splits(a, t);
     uintptr_t addresses = reinterpret_cast<uintptr_t>(t.src) | reinterpret_cast<uintptr_t>(t.dst);
 #pragma unroll
     for (int i = 0; i < kStates; ++i) addresses |= reinterpret_cast<uintptr_t>(t.state[i]);
+    if (split) addresses |= reinterpret_cast<uintptr_t>(t.low);
     const bool vectors = (addresses & 15) == 0 && in_blocks(t.shard);
     for (; tile < end; tile += gridDim.x) {
       const int64_t origin = (tile - first_tile) * Layout<T>::kTile;
@@ -152,10 +165,21 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
 #pragma unroll
           for (int k = 0; k < 4; ++k) rounding.words[k] ^= flip;
         }
+        if (split) {
+          Bits8 low = load_bits8(t.low + at[0]);
 #pragma unroll
-        for (int k = 0; k < 8; ++k)
-          w[k] = element<T, S, kKind, kStochastic>(a, update, kept >> k & 1, s, w[k], undo[k], g[k], perturb[k],
-                                                   rounding.at(k), state[k]);
+          for (int k = 0; k < 8; ++k) {
+            const Parts<Lane> parts =
+                split_element<S, kStochastic>(kept >> k & 1, s, {w[k], low.at(k)}, g[k], rounding.at(k), state[k]);
+            w[k] = parts.weight, low.set(k, parts.low);
+          }
+          if (!a.trial) store_bits8(t.low + at[0], low);
+        } else {
+#pragma unroll
+          for (int k = 0; k < 8; ++k)
+            w[k] = element<T, S, kKind, kStochastic>(a, update, kept >> k & 1, s, w[k], undo[k], g[k], perturb[k],
+                                                     rounding.at(k), state[k]);
+        }
         store8<T>(t.dst, at, w);
         if (update) {
 #pragma unroll
@@ -186,8 +210,15 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks<kKind, kRule>)
           }
           const float w = widen<T>(static_cast<const Storage<T>*>(t.src)[i]);
           const bool trained = !masked || kept1(a, t, mask_of(a, t), i, global, w);
-          static_cast<Storage<T>*>(t.dst)[i] = narrow<T>(
-              element<T, S, kKind, kStochastic>(a, update, trained, s, w, undo[0], g[0], perturb[0], random, state));
+          float v;
+          if (split) {
+            const Parts<Lane> parts = split_element<S, kStochastic>(trained, s, {w, t.low[i]}, g[0], random, state);
+            v = parts.weight;
+            if (!a.trial) t.low[i] = uint16_t(parts.low);
+          } else {
+            v = element<T, S, kKind, kStochastic>(a, update, trained, s, w, undo[0], g[0], perturb[0], random, state);
+          }
+          static_cast<Storage<T>*>(t.dst)[i] = narrow<T>(v);
           if (update) {
 #pragma unroll
             for (int j = 0; j < kStates; ++j) static_cast<Storage<S>*>(t.state[j])[i] = narrow<S>(state[j]);
@@ -208,6 +239,9 @@ int launch_pass(const Launch& launch, CUstream_st* stream) {
   return cudaGetLastError();
 }
 
+// Whether a launch updates masters: all of its tensors have low bits, or none has.
+inline bool splits(const Launch& launch) { return launch.args.directions > 0 && launch.entries[0].tensor.low; }
+
 // SGD passes without a mask in a step with one direction have kernels of their own; every other pass runs in the
 // general one of its rule.
 inline int kind_of(const PassArgs& a) {
@@ -220,7 +254,7 @@ inline int kind_of(const PassArgs& a) {
 template <Dtype T, Dtype S, int kDistribution, bool kStochastic, int kRule>
 int launch_kind(const Launch& launch, CUstream_st* stream) {
   if constexpr (kRule == kSgd) {
-    const int kind = launch.args.masked ? int(kMany) : kind_of(launch.args);
+    const int kind = launch.args.masked || splits(launch) ? int(kMany) : kind_of(launch.args);
     if constexpr (!kStochastic) {
       switch (kind) {
         case kPerturbs:
@@ -244,7 +278,8 @@ int launch_kind(const Launch& launch, CUstream_st* stream) {
 template <Dtype T, Dtype S, int kDistribution, int kRule>
 int launch_rounding(const Launch& launch, CUstream_st* stream) {
   if constexpr (T != kFloat32 || S != kFloat32) {
-    if (launch.args.stochastic && launch.args.directions > 0)
+    const bool rounds = S != kFloat32 || !splits(launch);  // something to 16 bits
+    if (launch.args.stochastic && launch.args.directions > 0 && rounds)
       return launch_kind<T, S, kDistribution, true, kRule>(launch, stream);
   }
   return launch_kind<T, S, kDistribution, false, kRule>(launch, stream);

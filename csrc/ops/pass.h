@@ -17,9 +17,9 @@ struct MaskArgs {
 
 template <class Device>
 void pass_(std::vector<Tensor> src, std::vector<Tensor> dst, std::vector<Tensor> state, std::vector<Tensor> bits,
-           std::vector<Tensor> indices, Tensor table, Tensor control, int64_t distribution, int64_t undo,
-           double undo_sign, int64_t rule, int64_t directions, double update_sign, bool chosen, bool retract,
-           int64_t perturb, double perturb_sign, bool stochastic, bool masked) {
+           std::vector<Tensor> indices, std::vector<Tensor> low, Tensor table, Tensor control, int64_t distribution,
+           int64_t undo, double undo_sign, int64_t rule, int64_t directions, double update_sign, bool chosen,
+           bool retract, int64_t perturb, double perturb_sign, bool stochastic, bool masked, bool trial) {
   const Control c = check_control(control);
   check_range("distribution", distribution, 0, 2);
   check_range("undo", undo, -1, c.directions);
@@ -30,12 +30,14 @@ void pass_(std::vector<Tensor> src, std::vector<Tensor> dst, std::vector<Tensor>
                   "rule: expected one without state where an update may be taken back, got ", rule);
   // A pass without update needs no states, and may be given them.
   const int64_t states = directions > 0 || !state.empty() ? states_of(int(rule)) : 0;
-  const PassTensors work = check_tensors({src, dst, state, bits, indices}, states, table, control, c.rows);
+  const PassTensors work = check_tensors({src, dst, state, bits, indices, low}, states, table, control, c.rows);
+  STD_TORCH_CHECK(low.empty() || directions == 0 || (undo < 0 && perturb < 0 && !retract),
+                  "low: expected no tensors in an update that undoes, perturbs or retracts besides, got ", low.size());
   const bool nothing = undo < 0 && directions == 0 && perturb < 0 && src.empty();  // only the checks were asked for
   if (nothing || work.dtypes.empty()) return;
   const PassArgs args = {
       c,      int(distribution), int(undo),    float(undo_sign),    int(rule),  int(directions), float(update_sign),
-      chosen, retract,           int(perturb), float(perturb_sign), stochastic, masked};
+      chosen, retract,           int(perturb), float(perturb_sign), stochastic, masked,          trial};
   if (indices.empty())
     Device::pass(control, args, work);
   else

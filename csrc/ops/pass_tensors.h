@@ -16,9 +16,9 @@ struct PassTensors {
 };
 
 struct PassLists {
-  const std::vector<Tensor>&src, &dst, &state, &bits, &indices;
+  const std::vector<Tensor>&src, &dst, &state, &bits, &indices, &low;
 
-  // What sources and states are as large as, and its name.
+  // What sources, states and low bits are as large as, and its name.
   const std::vector<Tensor>& sizes() const { return indices.empty() ? dst : indices; }
   const char* sizes_name() const { return indices.empty() ? "dst" : "indices"; }
 };
@@ -97,6 +97,16 @@ inline Dtype check_states(const PassLists& lists, int64_t states, const Tensor& 
   return state.empty() || state[0].scalar_type() == ScalarType::Float ? kFloat32 : kBFloat16;
 }
 
+// The low bits of bfloat16 weights, as many as elements of `sized`; of weights of another dtype there are none.
+inline void check_low(const Tensor& low, const std::string& name, Dtype dtype, const Tensor& sized,
+                      const std::string& sized_name, const Tensor& control) {
+  check_same_device(low, control, name);
+  const int64_t n = dtype == kBFloat16 ? sized.numel() : 0;
+  STD_TORCH_CHECK(low.scalar_type() == ScalarType::Short && low.is_contiguous() && low.numel() == n, name,
+                  ": expected a contiguous int16 tensor of ", n, " elements, one for each of ", sized_name,
+                  " where weights are bfloat16, got ", describe(low));
+}
+
 inline void check_lengths(const PassLists& lists) {
   const size_t count = lists.dst.size();
   STD_TORCH_CHECK(lists.src.empty() || lists.src.size() == count,
@@ -108,6 +118,8 @@ inline void check_lengths(const PassLists& lists) {
                   "indices: expected no tensors or as many as dst, which has ", count, ", got ", lists.indices.size());
   STD_TORCH_CHECK(lists.bits.empty() || lists.indices.empty(),
                   "bits: expected no tensors beside indices, which are a mask already, got ", lists.bits.size());
+  STD_TORCH_CHECK(lists.low.empty() || lists.low.size() == count,
+                  "low: expected no tensors or as many as dst, which has ", count, ", got ", lists.low.size());
 }
 
 inline PassTensors check_tensors(const PassLists& lists, int64_t states, const Tensor& table, const Tensor& control,
@@ -133,10 +145,11 @@ inline PassTensors check_tensors(const PassLists& lists, int64_t states, const T
     }
     check_line(name, line, dst.numel(), rows);
     if (!lists.bits.empty()) check_bits(lists.bits[i], at("bits", i), dst.numel(), name, control, true);
+    if (!lists.low.empty()) check_low(lists.low[i], at("low", i), dtype, sized, at(lists.sizes_name(), i), control);
   }
   out.state = check_states(lists, states, control);
   check_overlap(
-      {{"dst", lists.dst}, {"state", lists.state}},
+      {{"dst", lists.dst}, {"state", lists.state}, {"low", lists.low}},
       {{"src", lists.src, lists.indices.empty() ? "dst" : nullptr}, {"bits", lists.bits}, {"indices", lists.indices}});
 
   line = static_cast<const int64_t*>(table.data_ptr());
@@ -153,6 +166,7 @@ inline PassTensors check_tensors(const PassLists& lists, int64_t states, const T
     for (int64_t k = 0; k < states; ++k) t.state[k] = lists.state[size_t(k) * lists.dst.size() + i].data_ptr();
     if (!lists.bits.empty() && lists.bits[i].numel() > 0)
       t.bits = static_cast<const uint8_t*>(lists.bits[i].data_ptr());
+    if (!lists.low.empty() && lists.low[i].numel() > 0) t.low = static_cast<uint16_t*>(lists.low[i].data_ptr());
     if (lists.indices.empty())
       out.tensors.push_back(t);
     else

@@ -1,5 +1,6 @@
 // Noise, passes (over tensors, lists and looked-up rows) and packed masks of every instruction set this machine has
-// against the scalar core, element by element, over rules, dtypes of weights and states, masks, shards and sizes.
+// against the scalar core, element by element, over rules, dtypes of weights and states, masks, low bits, shards and
+// sizes.
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -45,11 +46,12 @@ struct Storage<kFloat32> {
   static Code store(float x) { return bits<uint32_t>(x); }
 };
 
-// The codes of one element: its weight and its states.
+// The codes of one element: its weight, its states and its low bits.
 template <Dtype T, Dtype S>
 struct Element {
   typename Storage<T>::Code weight;
   typename Storage<S>::Code state[kMaxStates];
+  uint16_t low;
 };
 
 template <Dtype T, Dtype S, int kRule>
@@ -63,7 +65,8 @@ Element<T, S> scalar_pass(const PassArgs& a, const TensorArgs& t, Element<T, S> 
   }
   const auto z = [&](int64_t j) { return scalar_noise(a.distribution, {a.control.seed(j), t.key}, index); };
   const PassLanes<Scalar, kRule> s(a, t.row);
-  const float before = Storage<T>::load(x.weight);
+  const Parts<Scalar> old = {Storage<T>::load(x.weight), x.low};
+  const float before = splits(a, t) ? join<Scalar>(old.weight, old.low) : old.weight;
   float w = before;
   if (a.undo >= 0) w = add_noise<Scalar, T>(w, z(a.undo), s.undo_scale);
   if (updates(a)) {
@@ -76,12 +79,21 @@ Element<T, S> scalar_pass(const PassArgs& a, const TensorArgs& t, Element<T, S> 
     if (a.retract) random = 0xffffu - random;
     constexpr int kStates = RuleOf<Scalar, kRule>::type::kStates;
     for (int k = 0; k < kStates; ++k) state[k] = Storage<S>::load(x.state[k]);
-    w = a.stochastic ? update_element<Scalar, T, S, true>(w, g, state, random, s)
-                     : update_element<Scalar, T, S, false>(w, g, state, random, s);
+    const auto update = [&](auto weight) {
+      return a.stochastic ? update_element<Scalar, weight.value, S, true>(w, g, state, random, s)
+                          : update_element<Scalar, weight.value, S, false>(w, g, state, random, s);
+    };
+    w = splits(a, t) ? update(DtypeTag<kFloat32>{}) : update(DtypeTag<T>{});
     for (int k = 0; k < kStates; ++k) x.state[k] = Storage<S>::store(state[k]);
   }
   if (a.perturb >= 0) w = add_noise<Scalar, T>(w, z(a.perturb), s.perturb_scale);
-  x.weight = Storage<T>::store(Scalar::if_changed(w, before));
+  if (splits(a, t)) {
+    const Parts<Scalar> parts = split_changed<Scalar>(w, before, old);
+    x.weight = Storage<T>::store(parts.weight);
+    if (!a.trial) x.low = uint16_t(parts.low);
+  } else {
+    x.weight = Storage<T>::store(Scalar::if_changed(w, before));
+  }
   return x;
 }
 
@@ -174,6 +186,16 @@ std::vector<typename Storage<S>::Code> some_state(int k, int64_t n, test::Random
   return codes;
 }
 
+// Low bits for n weights, and a pass that may have them; or none.
+template <Dtype T>
+std::vector<uint16_t> some_low(int64_t n, PassArgs& a, test::Random& random) {
+  if (T != kBFloat16 || random.below(3) != 0) return {};
+  a.undo = a.perturb = -1, a.retract = false, a.trial = random.below(2) != 0;
+  std::vector<uint16_t> low(static_cast<size_t>(n));
+  for (uint16_t& bits : low) bits = random.below(4) ? uint16_t(random.word()) : 0;
+  return low;
+}
+
 const Shard& some_shard(test::Random& random) { return kShards[random.below(sizeof kShards / sizeof *kShards)]; }
 
 template <Dtype T, Dtype S, int kRule>
@@ -183,7 +205,7 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
     std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
     const Control control = {words.data(), kDirections, kRows};
     fill_control(control, random);
-    const PassArgs a = some_pass<kRule>(control, random);
+    PassArgs a = some_pass<kRule>(control, random);
 
     const int64_t n = 1 + random.below(2200), begin = random.below(n), row = random.below(kRows);
     const Shard& shard = some_shard(random);
@@ -199,10 +221,14 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
       old_state[k] = state[k] = some_state<S>(k, n, random);
       t.state[k] = state[k].data();
     }
+    std::vector<uint16_t> low = some_low<T>(n, a, random);
+    const std::vector<uint16_t> old_low = low;
+    if (!low.empty()) t.low = low.data();
     isa.pass(a, t, T, S, begin, n);
     for (int64_t i = 0; i < n; ++i) {
-      Element<T, S> x = {i < begin ? untouched[size_t(i)] : from[size_t(i)], {}};
+      Element<T, S> x = {i < begin ? untouched[size_t(i)] : from[size_t(i)], {}, 0};
       for (int k = 0; k < kStates; ++k) x.state[k] = old_state[k][size_t(i)];
+      if (t.low) x.low = old_low[size_t(i)];
       const Element<T, S> want = i < begin ? x : scalar_pass<T, S, kRule>(a, t, x, i);
       test::expect(to[size_t(i)] == want.weight,
                    "%s pass, rule %d, dtype %d, undo %d, directions %d, perturb %d, stochastic %d, masked %d, from "
@@ -215,6 +241,11 @@ void check_pass(const cpu::Isa& isa, test::Random& random) {
                      "%08x",
                      isa.name, kRule, k, int(S), int(a.stochastic), int(a.masked), unsigned(x.state[k]),
                      unsigned(want.state[k]), unsigned(state[k][size_t(i)]));
+      if (t.low)
+        test::expect(low[size_t(i)] == want.low,
+                     "%s pass, rule %d, masked %d, trial %d, from %08x and %04x: expected low %04x, got %04x", isa.name,
+                     kRule, int(a.masked), int(a.trial), unsigned(x.weight), unsigned(x.low), unsigned(want.low),
+                     unsigned(low[size_t(i)]));
     }
   }
 }
@@ -227,7 +258,7 @@ void check_indexed(const cpu::Isa& isa, test::Random& random) {
     std::vector<int64_t> words(size_t((Control::kLines + kRows) * Control::width(kDirections)));
     const Control control = {words.data(), kDirections, kRows};
     fill_control(control, random);
-    const PassArgs a = some_pass<kRule>(control, random);
+    PassArgs a = some_pass<kRule>(control, random);
 
     const int64_t size = 1 + random.below(4000), one_in = 1 + random.below(4), row = random.below(kRows);
     std::vector<int64_t> indices;
@@ -247,19 +278,26 @@ void check_indexed(const cpu::Isa& isa, test::Random& random) {
       want_state[k] = state[k] = some_state<S>(k, n, random);
       t.state[k] = state[k].data();
     }
+    std::vector<uint16_t> low = some_low<T>(n, a, random), want_low = low;
+    if (!low.empty()) t.low = low.data();
     isa.pass_indexed(a, t, T, S, begin, n);
     for (int64_t i = begin; i < n; ++i) {
       const size_t at = size_t(indices[size_t(i)]);
-      Element<T, S> x = {in_place ? want[at] : from[size_t(i)], {}};
+      Element<T, S> x = {in_place ? want[at] : from[size_t(i)], {}, 0};
       for (int k = 0; k < kStates; ++k) x.state[k] = want_state[k][size_t(i)];
+      if (t.low) x.low = want_low[size_t(i)];
       x = scalar_pass<T, S, kRule>(a, t, x, int64_t(at));
       want[at] = x.weight;
       for (int k = 0; k < kStates; ++k) want_state[k][size_t(i)] = x.state[k];
+      if (t.low) want_low[size_t(i)] = x.low;
     }
     const char* const what = "%s pass over a list, rule %d, dtype %d, distribution %d, %d: expected %08x, got %08x";
     for (size_t i = 0; i < to.size(); ++i)
       test::expect(to[i] == want[i], what, isa.name, kRule, int(T), a.distribution, int(i), unsigned(want[i]),
                    unsigned(to[i]));
+    for (size_t i = 0; i < low.size(); ++i)
+      test::expect(low[i] == want_low[i], what, isa.name, kRule, int(T), a.distribution, int(i), unsigned(want_low[i]),
+                   unsigned(low[i]));
     for (int k = 0; k < kStates; ++k)
       for (size_t i = 0; i < state[k].size(); ++i)
         test::expect(state[k][i] == want_state[k][i], what, isa.name, kRule, int(S), a.distribution, int(i),

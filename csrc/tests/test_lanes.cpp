@@ -107,6 +107,19 @@ void check_storage(U a, U random) {
                  pair[kWidth + l + 1]);
 }
 
+void check_parts(U a, U b, U c) {
+  const F w = Lanes::as_f(a & Lanes::splat(0xffff0000u)), master = Lanes::as_f(b);
+  const U low = c & Lanes::splat(0xffffu);
+  compare("join", Lanes::as_u(join<Lanes>(w, low)),
+          each<U>([&](int l) { return bits<uint32_t>(join<Scalar>(w[l], low[l])); }));
+  const F old = join<Lanes>(w, low);
+  const F v = c[0] & 1 ? master : old;
+  const Parts<Lanes> got = split_changed<Lanes>(v, old, {w, low});
+  const auto want = [&](int l) { return split_changed<Scalar>(v[l], old[l], {w[l], low[l]}); };
+  compare("split", Lanes::as_u(got.weight), each<U>([&](int l) { return bits<uint32_t>(want(l).weight); }));
+  compare("split, low bits", got.low, each<U>([&](int l) { return want(l).low; }));
+}
+
 void check_functions(test::Random& random) {
   const U a = draw(random), b = draw(random), c = draw(random);
   const F x = Lanes::as_f(a), y = Lanes::as_f(b), z = Lanes::as_f(c);
@@ -134,6 +147,7 @@ void check_functions(test::Random& random) {
   }
   check_storage<kBFloat16>(a, b);
   check_storage<kFloat16>(a, b);
+  check_parts(a, b, c);
   // Numbers that are not negative: subnormal ones, zero and infinity too.
   const F positive = Lanes::as_f(small);
   compare("sqrt_any", Lanes::sqrt_any(positive), each<F>([&](int l) { return std::sqrt(positive[l]); }));

@@ -1,10 +1,11 @@
 // Rounding to storage against its definition in double precision: all 65,536 codes of both types, every boundary
-// between them; and the bits that round weight and states, all together.
+// between them; the bits that round weight and states, all together; and masters in two parts.
 #include <cmath>
 #include <initializer_list>
 #include <vector>
 
 #include "core/rounding.h"
+#include "core/split.h"
 #include "expect.h"
 
 namespace {
@@ -149,6 +150,47 @@ void check_state_bits() {
   test::expect(worst <= 0x1p-12, "bits of weight and states: joint shares off by %.3e, more than 2^-12", worst);
 }
 
+// A master that its weight rounds to nearest comes back from its two parts.
+void check_master(float master) {
+  const Parts<Scalar> parts = split<Scalar>(master);
+  const uint32_t u = bits<uint32_t>(master), weight = bits<uint32_t>(parts.weight);
+  test::expect((weight & 0xffffu) == 0 && parts.low < 0x10000u, "split(%08x): got %08x and %08x", u, weight, parts.low);
+  const uint32_t largest = (u & 0x80000000u) | 0x7f7f7fffu;
+  const uint32_t want = std::isfinite(master) && (u & 0x7fffffffu) > 0x7f7f7fffu ? largest : u;
+  const uint32_t back = bits<uint32_t>(join<Scalar>(parts.weight, parts.low));
+  test::expect(back == want, "join(split(%08x)): expected %08x, got %08x", u, want, back);
+  const float held = bits<float>(want);
+  const bool tie = (want & 0xffffu) == 0x8000u, infinite = std::isinf(held);
+  const bool right = infinite ? weight == want
+                     : tie    ? weight == want + 0x8000u
+                              : weight == bits<uint32_t>(expected_nearest<kBFloat16>(held));
+  test::expect(right, "split(%08x): got weight %08x", u, weight);
+}
+
+void check_split(test::Random& random) {
+  for (uint32_t code = 0; code < 0x10000u; ++code) {
+    const float w = value_of<kBFloat16>(code);
+    if (!std::isfinite(w)) {  // is its own master, whatever lies beside it
+      for (uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0xffffu})
+        test::expect(bits<uint32_t>(join<Scalar>(w, low)) == code << 16, "join(%04x, %04x)", code, low);
+      continue;
+    }
+    for (uint32_t low : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+      const bool below_zero = (code & 0x7fffu) == 0 && low >= 0x8000u;
+      const uint32_t want = below_zero ? code << 16 : (code << 16) + low - (low >= 0x8000u ? 0x10000u : 0u);
+      const uint32_t master = bits<uint32_t>(join<Scalar>(w, low));
+      test::expect(master == want, "join(%04x, %04x): expected %08x, got %08x", code, low, want, master);
+      check_master(bits<float>(master));
+    }
+  }
+  for (int trial = 0; trial < 1000000; ++trial) {
+    const float master = random.any_float();
+    if (!test::is_nan(master)) check_master(master);
+  }
+  for (float special : {HUGE_VALF, -HUGE_VALF, 0x1.fffffep127f, -0x1.fffffep127f, 0x1.fefffep127f, 0x1.ffp127f})
+    check_master(special);
+}
+
 }  // namespace
 
 int main() {
@@ -163,5 +205,6 @@ int main() {
   check_type<kBFloat16>(random);
   check_type<kFloat16>(random);
   check_state_bits();
+  check_split(random);
   return test::report("rounding");
 }

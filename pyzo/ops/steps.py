@@ -57,6 +57,7 @@ def pass_(
     *,
     bits: Sequence[torch.Tensor] = (),
     indices: Sequence[torch.Tensor] = (),
+    low: Sequence[torch.Tensor] = (),
     distribution: int,
     undo: int = -1,
     undo_sign: float = 0.0,
@@ -69,6 +70,7 @@ def pass_(
     perturb_sign: float = 0.0,
     stochastic: bool = False,
     masked: bool = False,
+    trial: bool = False,
 ) -> None:
     """One sweep over tensors of one device (DESIGN.md section 4): undo, then update, then perturb, each element once.
 
@@ -85,6 +87,9 @@ def pass_(
             cost of those: contiguous int64 [listed], strictly increasing, in [0, n). Not beside `bits`. What they
             are is checked on the CPU; on CUDA, where no pass waits for the device, an index outside [0, n) is skipped
             and the order is not looked at (an index that stands twice is then moved by two threads at once).
+        low: none, or the low halves of the float32 masters of bfloat16 weights, which an update then reads and makes
+            unrounded (csrc/core/split.h; "undo", "perturb" and "retract" are not for such a pass): contiguous int16,
+            as long as each of `dst` (with `indices`, as each list), or no elements where weights have another dtype.
         undo: direction whose perturbation is taken back by adding undo_sign * eps * z, or -1.
         rule: a number of RULES.
         directions: how many directions, from 0 on, the update sums; 0: no update.
@@ -97,6 +102,7 @@ def pass_(
         masked: leave elements alone that are outside the mask: whose 16 mask bits are not below the row's `keep`, whose
             bit in `bits` is 0, or whose magnitude in `src` is above the row's threshold. In place no magnitude counts:
             `mask_bits_` notes what it was before the weights moved.
+        trial: leave `low` as it is: the weights of the update are only tried.
     """
     _ops.pass_(
         src,
@@ -104,6 +110,7 @@ def pass_(
         state,
         list(bits),
         list(indices),
+        list(low),
         table,
         control,
         distribution,
@@ -118,6 +125,7 @@ def pass_(
         perturb_sign,
         stochastic,
         masked,
+        trial,
     )
 
 

@@ -18,8 +18,8 @@ class ZOAdam(ZOOptimizer):
         betas: (beta1, beta2), each in [0, 1).
         adam_eps: added to the root, >= 0. `eps` is the length of the probe.
         decoupled: decay the weights themselves (AdamW, arXiv 1711.05101) instead of adding weight_decay w to g.
-        common: eps, weight_decay, estimator, mask, distribution, store, rounding, state_dtype, seed, process_group as
-            `ZOOptimizer` takes them.
+        common: eps, weight_decay, estimator, mask, distribution, store, rounding, master, state_dtype, seed,
+            process_group as `ZOOptimizer` takes them.
     """
 
     rule = "adam"

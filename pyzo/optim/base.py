@@ -14,7 +14,7 @@ from pyzo.estimators import FORWARD, Estimator, TwoSided
 from pyzo.interrupts import DeferredInterrupts
 from pyzo.masks import Mask, TensorMask
 from pyzo.optim import saving
-from pyzo.optim.params import Named, Params, named_tensors, read_params
+from pyzo.optim.params import Named, Params, check_split, named_tensors, read_params
 from pyzo.optim.points import Points, warn_of_quantum
 from pyzo.optim.prefix import Prefix
 from pyzo.optim.ranks import Ranks
@@ -66,6 +66,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         distribution: "normal" or "rademacher" directions.
         store: "inplace", "scratch", "snapshot" or "auto"; what was chosen and why is in `opt.store`.
         rounding: "stochastic" or "nearest" rounding of updates of 16-bit weights and states.
+        master: "split": every trained bf16 weight has a float32 master, which updates do not round: its 16 low bits
+            (int16) lie in `opt.state[p]["low"]`, and the weight is the master rounded to nearest. Needs an exact store;
+            fp32 weights may be trained beside. None: weights are all that there is.
         state_dtype: torch.float32 or torch.bfloat16, of what the rule keeps per weight.
         seed: of the run, in [0, 2^64). The same seed and losses give the same weights, bit for bit.
         unused: "error", or "skip" where trained weights may have no part in a loss (mixtures of experts): they get the
@@ -95,6 +98,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         distribution: str = "normal",
         store: str = "auto",
         rounding: str = "stochastic",
+        master: str | None = None,
         state_dtype: torch.dtype = torch.float32,
         seed: int = 0,
         unused: str = "error",
@@ -104,6 +108,10 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(f"unused: expected 'error' or 'skip', got {unused!r}")
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(f"rounding: expected 'stochastic' or 'nearest', got {rounding!r}")
+        if master not in (None, "split"):
+            raise ValueError(f"master: expected None or 'split', got {master!r}")
+        if master and store == "inplace":
+            raise ValueError("store: expected one that is exact with master='split', got 'inplace'")
         if state_dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"state_dtype: expected torch.float32 or torch.bfloat16, got {state_dtype}")
         if estimator is not None and not isinstance(estimator, Estimator):
@@ -113,6 +121,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._estimator = estimator or TwoSided()
         self._distribution = distribution
         self._stochastic = rounding == "stochastic"
+        self._splits = master == "split"
         self._state_dtype = state_dtype
         self._ranks = Ranks(process_group)
         self._runs: list[Run] = []
@@ -135,7 +144,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         super().__init__(given.groups, {**defaults, "eps": eps, "weight_decay": weight_decay, "mask": mask})
         self._choose_rule()
         sweep = self._prepare()
-        if store == "auto" and self._estimator.kind == FORWARD:
+        if store == "auto" and self._estimator.kind == FORWARD and not self._splits:
             self.store = InPlace("forward-mode differentiation does not move the weights")
         else:
             self.store = choose(store, sweep, given.module, unused=unused)
@@ -208,6 +217,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         named = named_tensors(self.param_groups)
         if not named:
             raise ValueError("params: expected at least one parameter that requires gradients, got none")
+        if self._splits:
+            check_split(named)
         known = [name for group in self.param_groups for name in group.get("param_names", ())]
         masks = self._masks.fit(self.param_groups, named, known or [n.name for n in named])
         partition = self._estimator.partition(self._module, [(n.name, n.tensor) for n in named])
@@ -228,10 +239,13 @@ class ZOOptimizer(torch.optim.Optimizer):
                 controls[device] = Control(self._estimator.q, len(rows), device, self._seed, block.first)
                 controls[device].write_header(header)
             runs.append(Run(block, controls, rows))
-            trained += [
-                Trained(n.name, n.tensor, n.key, rows.index(key), self._state_of(n, mask), number, mask or TensorMask())
-                for (n, mask), key in zip(own, keys, strict=True)
-            ]
+            for (n, mask), key in zip(own, keys, strict=True):
+                state = self._state_of(n, mask)
+                low = state.pop("low", None)
+                kept = tuple(state.values())
+                trained.append(
+                    Trained(n.name, n.tensor, n.key, rows.index(key), kept, number, mask or TensorMask(), low)
+                )
         sweep = Sweep(
             trained,
             [run.controls for run in runs],
@@ -261,22 +275,30 @@ class ZOOptimizer(torch.optim.Optimizer):
         applied = [run.first.read_header()["applied"] for run in self._runs] if self._born else []
         return {**self._ages, **{t: applied[self._block_of[id(t)]] - born for t, born in self._born.items()}}
 
-    def _state_of(self, named: Named, mask: TensorMask | None) -> tuple[torch.Tensor, ...]:
+    def _state_dtypes(self, tensor: torch.Tensor) -> dict[str, torch.dtype]:
+        """What is kept for each weight of a parameter, by name: what the rule keeps, and the low bits of a master."""
+        low = {"low": torch.int16} if self._splits and tensor.dtype == torch.bfloat16 else {}
+        return {**dict.fromkeys(self.state_names, self._state_dtype), **low}
+
+    def _state_of(self, named: Named, mask: TensorMask | None) -> dict[str, torch.Tensor]:
         """The state of a parameter, made of zeros where there is none yet, on its device; of listed elements only."""
         tensor = named.tensor
-        state = self.state[tensor] if self.state_names else {}
+        dtypes = self._state_dtypes(tensor)
+        if tensor in self.state and "low" not in dtypes:
+            self.state[tensor].pop("low", None)  # of a weight that is bf16 no longer
+        state = self.state[tensor] if dtypes else {}
         listed = None if mask is None else mask.indices
         shape = tensor.shape if listed is None else listed.shape
-        for name in self.state_names:
+        for name, dtype in dtypes.items():
             if name not in state:
-                state[name] = torch.zeros(shape, dtype=self._state_dtype, device=tensor.device)
+                state[name] = torch.zeros(shape, dtype=dtype, device=tensor.device)
             if state[name].shape != shape:
                 raise ValueError(
                     f"mask: expected one that lists as many elements of {named.name} as there is state of, "
                     f"{tuple(state[name].shape)}, got {tuple(shape)}"
                 )
             state[name] = state[name].to(tensor.device)
-        return tuple(state[name] for name in self.state_names)
+        return {name: state[name] for name in dtypes}
 
     def _resume(self, headers: dict[str, dict[str, int]], ages: dict[torch.Tensor, int]) -> None:
         """Go on where another run stood: the headers of its blocks, and the ages of tensors with state."""

@@ -22,8 +22,8 @@ class ZOConservativeSGD(ZOOptimizer):
     Args:
         params: what to train; a module, parameters, (name, parameter) pairs or groups.
         lr: learning rate.
-        common: eps, weight_decay, estimator, mask, distribution, store, rounding, seed, process_group as `ZOOptimizer`
-            takes them.
+        common: eps, weight_decay, estimator, mask, distribution, store, rounding, master, seed, process_group as
+            `ZOOptimizer` takes them.
     """
 
     def __init__(self, params: Params, lr: float = 1e-6, **common: Any):

@@ -17,8 +17,8 @@ class ForwardGradSGD(ZOSGD):
         params: what to train; a module, parameters, (name, parameter) pairs or groups.
         lr: learning rate.
         q: how many directions a step averages, >= 1.
-        common: momentum, nesterov, dampening, weight_decay, mask, distribution, store, rounding, state_dtype, seed,
-            process_group as `ZOSGD` takes them.
+        common: momentum, nesterov, dampening, weight_decay, mask, distribution, store, rounding, master, state_dtype,
+            seed, process_group as `ZOSGD` takes them.
     """
 
     def __init__(self, params: Params, lr: float = 1e-6, *, q: int = 1, **common: Any):

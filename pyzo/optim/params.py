@@ -123,3 +123,13 @@ def _check_trainable(name: str, tensor: torch.Tensor) -> None:
             "quantised weights themselves would need a 16-bit master beside each, or updates as coarse as their grid: "
             "train an adapter (LoRA), the scales as parameters, or a 16-bit copy"
         )
+
+
+def check_split(named: list[Named]) -> None:
+    """ValueError unless weights can have masters in two parts: some are bfloat16, and none is float16."""
+    for n in named:
+        if n.tensor.dtype == torch.float16:
+            raise ValueError(f"master: expected bfloat16 or float32 weights with 'split', got float16 in {n.name}")
+    dtypes = sorted({str(n.tensor.dtype).removeprefix("torch.") for n in named})
+    if "bfloat16" not in dtypes:
+        raise ValueError(f"master: expected bfloat16 weights with 'split', got only {' and '.join(dtypes)}")

@@ -54,7 +54,7 @@ def load(opt: "ZOOptimizer", state_dict: dict[str, Any]) -> None:
     tensors = [p for group in opt.param_groups for p in group["params"]]
     states = {tensors[index]: state for index, state in state_dict["state"].items()}
     named = named_tensors(opt.param_groups)
-    for tensor in dict.fromkeys([*(n.tensor for n in named if opt.state_names), *states]):
+    for tensor in dict.fromkeys([*(n.tensor for n in named if opt._state_dtypes(n.tensor)), *states]):
         _check_state(opt, tensor, states.get(tensor, {}))
     # Without the state: torch would cast it to the dtype of the parameter.
     groups = [{**group, "mask": mask} for group, mask in zip(state_dict["param_groups"], masks, strict=True)]
@@ -62,18 +62,19 @@ def load(opt: "ZOOptimizer", state_dict: dict[str, Any]) -> None:
     opt._masks.load(opt.param_groups, named, saved["masks"])
     opt.state.clear()
     for tensor, state in states.items():
-        opt.state[tensor] = {name: state[name].clone().to(tensor.device) for name in opt.state_names}
-    opt._resume(saved["runs"], {tensor: state["step"] for tensor, state in states.items()})
+        opt.state[tensor] = {name: state[name].clone().to(tensor.device) for name in opt._state_dtypes(tensor)}
+    opt._resume(saved["runs"], {tensor: state["step"] for tensor, state in states.items() if opt.state_names})
 
 
 def _check_state(opt: "ZOOptimizer", tensor: torch.Tensor, state: dict[str, Any]) -> None:
-    expected = {*opt.state_names, "step"} if opt.state_names else set()
+    dtypes = opt._state_dtypes(tensor)
+    expected = {*dtypes, "step"} if opt.state_names else set(dtypes)
     if set(state) != expected:
         raise ValueError(f"state_dict: expected state {sorted(expected)}, got {sorted(state)}")
-    for name in opt.state_names:
-        own = opt.state[tensor][name].shape if tensor in opt.state else tensor.shape
-        if state[name].dtype != opt._state_dtype or state[name].shape != own:
+    for name, dtype in dtypes.items():
+        own = opt.state.get(tensor, {}).get(name, tensor).shape
+        if state[name].dtype != dtype or state[name].shape != own:
             raise ValueError(
-                f"state_dict: expected {name} of dtype {opt._state_dtype} and shape {tuple(own)}, got "
+                f"state_dict: expected {name} of dtype {dtype} and shape {tuple(own)}, got "
                 f"{state[name].dtype} and {tuple(state[name].shape)}"
             )

@@ -18,8 +18,8 @@ class ZOSGD(ZOOptimizer):
         momentum: in [0, 1); a buffer of one number per weight, where it is not 0.
         nesterov: look ahead along the buffer; needs momentum and no dampening.
         dampening: in [0, 1); share of g that does not enter the buffer, after the first update.
-        common: eps, weight_decay, estimator, mask, distribution, store, rounding, state_dtype, seed, process_group as
-            `ZOOptimizer` takes them.
+        common: eps, weight_decay, estimator, mask, distribution, store, rounding, master, state_dtype, seed,
+            process_group as `ZOOptimizer` takes them.
 
     Whether there is momentum is decided when the optimizer is made: by the default or any group.
     """

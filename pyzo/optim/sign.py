@@ -19,8 +19,8 @@ class ZOSignSGD(ZOOptimizer):
         params: what to train; a module, parameters, (name, parameter) pairs or groups.
         lr: learning rate, the length of each weight's step in the elementwise form.
         form: "elementwise" or "scalar".
-        common: eps, weight_decay, estimator, mask, distribution, store, rounding, seed, process_group as `ZOOptimizer`
-            takes them.
+        common: eps, weight_decay, estimator, mask, distribution, store, rounding, master, seed, process_group as
+            `ZOOptimizer` takes them.
     """
 
     def __init__(self, params: Params, lr: float = 1e-6, *, form: str = "elementwise", **common: Any):

@@ -34,7 +34,7 @@ from .field import (
     random_bits,
 )
 from .methods import Method
-from .passes import mask_bits_, noise_, pass_, pass_rows_, philox_
+from .passes import join_master, mask_bits_, noise_, pass_, pass_rows_, philox_, split_master
 from .rules import RULES, STATES
 
 OPERATORS = {
@@ -78,6 +78,7 @@ __all__ = [
     "field_words",
     "fma",
     "global_index",
+    "join_master",
     "log",
     "log1p",
     "mask_bits_",
@@ -98,6 +99,7 @@ __all__ = [
     "round_nearest",
     "round_stochastic",
     "sigmoid",
+    "split_master",
     "sqrt",
     "tanh",
     "write_row",

@@ -21,7 +21,7 @@ from torch import Tensor
 from .arithmetic import round_nearest
 from .control import ESTIMATORS, SCALINGS, Row, begin_step_, choose_, estimate_, new_control, read_row, read_seed
 from .field import DISTRIBUTIONS, draw
-from .passes import pass_, trained_elements
+from .passes import packed_elements, pass_, trained_elements
 from .rules import RULES, STATES
 from .stores import STORES, InPlace, Snapshot
 
@@ -34,6 +34,7 @@ NO_PASS = {
     "retract": False,
     "perturb": -1,
     "perturb_sign": 0.0,
+    "trial": False,
 }
 
 
@@ -55,10 +56,13 @@ class Method:
         state_dtype: of the states, float32 or bfloat16.
         seed: of the run, 64 bits.
         conservative: end where the loss is least among w, w - lr g, w + lr g (rule "sgd" or "sign").
+        split: bfloat16 weights have a float32 master (store "snapshot").
+        bits: name -> packed mask, for every parameter; or none.
 
     Attributes:
         control: the control tensor; `control.write_row` changes scalars between steps.
         states: state name -> parameter name -> tensor of the parameter's shape, zero at first.
+        low: parameter name -> low bits of the master, int16, zero at first, of the parameter's shape; with `split`.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Method:
         state_dtype: torch.dtype = torch.float32,
         seed: int = 0,
         conservative: bool = False,
+        split: bool = False,
+        bits: dict[str, Tensor] | None = None,
     ):
         self.parameters = parameters
         self.control = new_control(q, [rows] if isinstance(rows, Row) else list(rows), seed)
@@ -85,6 +91,12 @@ class Method:
             state: {name: torch.zeros_like(w, dtype=state_dtype) for name, w in parameters.items()}
             for state in STATES[rule]
         }
+        self.low = {
+            name: torch.zeros(w.shape if w.dtype == torch.bfloat16 else 0, dtype=torch.int16)
+            for name, w in parameters.items()
+            if split
+        }
+        self._bits = bits
         self._table = torch.tensor([[keys[name], 0, 0, 0, (row_of or {}).get(name, 0)] for name in parameters])
         self._rule, self._estimator, self._q, self._scaling = rule, estimator, q, scaling
         self._distribution, self._stochastic = DISTRIBUTIONS.index(distribution), stochastic
@@ -143,7 +155,10 @@ class Method:
         for (name, w), (key, *_, r) in zip(self.parameters.items(), self._table.tolist(), strict=True):
             index, row = torch.arange(w.numel()), read_row(self.control, r)
             z = draw(self._distribution, read_seed(self.control, k), key, index)
-            z = torch.where(trained_elements(row, key, index, w.reshape(-1).to(torch.float32)), z, 0.0)
+            trained = trained_elements(row, key, index, w.reshape(-1).to(torch.float32))
+            if self._bits is not None:
+                trained &= packed_elements(self._bits[name], index)
+            z = torch.where(trained, z, 0.0)
             tangents[name] = round_nearest(z, w.dtype).to(w.dtype).view(w.shape)
         return tangents
 
@@ -153,8 +168,9 @@ class Method:
             list(src),
             list(self.parameters.values()),
             [state for by_name in self.states.values() for state in by_name.values()],
+            [] if self._bits is None else [self._bits[name] for name in self.parameters],
             [],
-            [],
+            list(self.low.values()),
             self._table,
             self.control,
             distribution=self._distribution,

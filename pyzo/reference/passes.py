@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .arithmetic import float32, fma, round_nearest, round_stochastic
+from .arithmetic import bits_of_float, float32, float_of_bits, fma, round_nearest, round_stochastic
 from .control import CHOICE, COEFFICIENTS, KEEP_ALL, LINES, OK, ROUNDING_SEED, Row, read_row, read_seed
 from .field import MASK_STREAM, ROUNDING_STREAM, STATE_FACTORS, draw, global_index, philox4x32, random_bits
 from .rules import update
@@ -21,6 +21,7 @@ def pass_(
     state: list[Tensor],
     bits: list[Tensor],
     indices: list[Tensor],
+    low: list[Tensor],
     table: Tensor,
     control: Tensor,
     distribution: int,
@@ -35,6 +36,7 @@ def pass_(
     perturb_sign: float,
     stochastic: bool,
     masked: bool,
+    trial: bool,
 ) -> None:
     """One sweep over all tensors. For each element w, each line rounded to the storage dtype:
         undo     w <- round(w + undo_sign eps z_undo)            where undo >= 0
@@ -43,6 +45,10 @@ def pass_(
     Where masked, an element outside the mask (`trained_elements`) keeps weight and state; in place no magnitude
     counts. A weight or state whose result equals it, or is NaN, keeps its bits (-0.0 and the payload of a NaN survive).
     What keeps its weight has that of its source.
+
+    A bfloat16 weight with low bits stands for its master (`join_master`): an update reads the master, is not rounded,
+    and becomes weight and low bits again (`split_master`), or the weight alone where it is a trial. What keeps its
+    master keeps the bits of both. Such an update neither undoes nor perturbs nor retracts.
 
     All rounds to nearest, but with `stochastic` the update: weights of 16 bits with the rounding bits r of the step,
     bfloat16 state s with (r STATE_FACTORS[s]) mod 2^16. The update uses the new states before they are rounded.
@@ -55,6 +61,8 @@ def pass_(
         bits: a mask of each destination, packed as by `mask_bits_`, or no bytes for one without; or no tensors.
         indices: which elements of each destination the pass touches, int64 [listed], increasing; or no tensors: all.
             An element has the noise, the rounding bits and the mask bits that it has in a pass over all.
+        low: int16 low bits for each weight of each destination (with indices: for the listed elements alone), none for
+            a tensor that is not bfloat16; or no tensors.
         table: int64 [T, 5]: key, base, inner, stride, row of each tensor.
         control: int64 [3 + rows, 16 + 2 directions].
         distribution: a position in DISTRIBUTIONS.
@@ -65,6 +73,7 @@ def pass_(
         retract: rounds with 65535 - r in place of r, which takes back an update of the opposite sign: exactly where
             weight and result lie between the same powers of two, nothing decays and rounding is stochastic.
             A rule with states takes update_sign = 1, chosen = retract = False.
+        trial: `low` is read, but stays as it is.
     """
     lr_factor = float(float32(update_sign))
     if chosen:
@@ -80,26 +89,57 @@ def pass_(
         trained = torch.ones_like(local, dtype=torch.bool)
         if masked:
             trained = trained_elements(row if src else replace(row, threshold=torch.inf), key, index, w)
-            if bits and bits[i].numel() > 0:
-                trained &= (bits[i].long()[local >> 3] >> (local & 7) & 1) != 0
-        v = w
+            if bits:
+                trained &= packed_elements(bits[i], local)
+        updates = directions > 0 and int(control[0, OK]) != 0
+        splits = updates and bool(low) and target.dtype == torch.bfloat16
+        before = v = join_master(from_, low[i].reshape(-1)) if splits else w
         if undo >= 0:
             v = round_nearest(fma(float32(undo_sign) * float32(row.eps), field.z(undo), v), target.dtype)
-        if directions > 0 and int(control[0, OK]) != 0:
+        if updates:
             c = control.view(torch.float64)[LINES + r, COEFFICIENTS : COEFFICIENTS + directions].to(torch.float32)
             g = _estimate(c, [field.z(j) for j in range(directions)])
             states = state[i :: len(dst)]
             old = [s.reshape(-1).to(torch.float32) for s in states]
             v, new = update(rule, v, g, old, replace(row, lr=row.lr * lr_factor))
-            v = field.rounded(v, target.dtype, stochastic, lambda r: 65535 - r if retract else r)
-            for s, x, before, factor in zip(states, new, old, STATE_FACTORS, strict=False):
+            dtype = torch.float32 if splits else target.dtype
+            v = field.rounded(v, dtype, stochastic, lambda r: 65535 - r if retract else r)
+            for s, x, was, factor in zip(states, new, old, STATE_FACTORS, strict=False):
                 stored = field.rounded(x, s.dtype, stochastic, lambda r, factor=factor: r * factor & 0xFFFF)
-                _store(
-                    s, torch.arange(s.numel()), s.reshape(-1), stored, trained & ((stored < before) | (stored > before))
-                )
+                _store(s, torch.arange(s.numel()), s.reshape(-1), stored, trained & ((stored < was) | (stored > was)))
         if perturb >= 0:
             v = round_nearest(fma(float32(perturb_sign) * float32(row.eps), field.z(perturb), v), target.dtype)
-        _store(target, local, from_, v, trained & ((v < w) | (v > w)))
+        changed = trained & ((v < before) | (v > before))
+        if splits:
+            v, new_low = split_master(v)
+            if not trial:
+                low[i].view(-1)[changed] = new_low[changed]
+        _store(target, local, from_, v, changed)
+
+
+def join_master(weight: Tensor, low: Tensor) -> Tensor:
+    """The float32 master of a bfloat16 weight and its int16 low bits: bits(master) = 2^16 bits(weight) + low.
+
+    A weight that is infinite or NaN is its own master; a zero with negative low bits, which `split_master` never makes,
+    is that zero.
+    """
+    codes = weight.view(torch.int16).to(torch.int64)
+    sign, magnitude = codes & 0x8000, codes & 0x7FFF
+    joined = ((magnitude << 16) + low.to(torch.int64)).clamp(min=0)
+    return float_of_bits((sign << 16) | torch.where(magnitude < 0x7F80, joined, magnitude << 16))
+
+
+def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 masters in two parts, as `join_master` takes them: the weight, still as float32, and its low bits.
+
+    The weight is the master rounded to nearest, a tie away from zero. A finite master that would round to infinity is
+    held at the largest that does not, 0x7F7F7FFF. NaN has no parts worth storing.
+    """
+    codes = bits_of_float(master)
+    sign, magnitude = codes & 0x80000000, codes & 0x7FFFFFFF
+    magnitude = torch.where(magnitude < 0x7F800000, magnitude.clamp(max=0x7F7F7FFF), magnitude)
+    upper = (magnitude + 0x8000) & 0xFFFF0000
+    return float_of_bits(sign | upper), (magnitude - upper).to(torch.int16)
 
 
 def pass_rows_(
@@ -142,6 +182,7 @@ def pass_rows_(
                 [],
                 bits[i : i + 1],
                 [],
+                [],
                 table[i : i + 1],
                 control,
                 distribution,
@@ -156,6 +197,7 @@ def pass_rows_(
                 perturb_sign,
                 stochastic,
                 masked,
+                False,
             )
             looked_up[own] = moved[which[own]]
 
@@ -175,6 +217,13 @@ def trained_elements(row: Row, key: int, index: Tensor, w: Tensor) -> Tensor:
     if float32(row.threshold) != torch.inf:  # where all magnitudes are small enough, a NaN is, too
         trained &= small_elements(row, w)
     return trained
+
+
+def packed_elements(packed: Tensor, local: Tensor) -> Tensor:
+    """Which of the local elements a packed mask lets move: element 8 j + k by bit k of byte j; all, without bytes."""
+    if packed.numel() == 0:
+        return torch.ones_like(local, dtype=torch.bool)
+    return (packed.long()[local >> 3] >> (local & 7) & 1) != 0
 
 
 def small_elements(row: Row, w: Tensor) -> Tensor:

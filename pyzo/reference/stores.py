@@ -79,7 +79,7 @@ class Snapshot:
 
     def candidate(self, directions: int, sign: float) -> None:
         """To w - sign lr g."""
-        self._sweep(src=self._copy, directions=directions, update_sign=sign)
+        self._sweep(src=self._copy, directions=directions, update_sign=sign, trial=True)
         self._moved = True
 
     def update_chosen(self, directions: int) -> None:

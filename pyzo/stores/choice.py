@@ -52,6 +52,8 @@ def choose(name: str, sweep: Sweep, module: nn.Module | None, *, unused: str = "
         if own <= SNAPSHOT_SHARE * total:
             return Snapshot(f"16-bit weights, and a copy of the trained ones takes {own} of the module's {total} bytes")
     obstacle = _obstacle(module)
+    if obstacle and any(part.low for part in sweep.parts):
+        return Snapshot(f"an update of masters starts from weights that have not moved, and {obstacle}")
     if obstacle:
         return InPlace(f"16-bit weights whose copy would be large, and {obstacle}: store='snapshot' has them exact")
     return Scratch("16-bit weights, which stay exact where they are never written to", module, unused=unused)

@@ -269,7 +269,7 @@ class Scratch(Store):
             home = []
         if isinstance(at, Update):
             states = [s.clone() for s in share.states]
-            self._sweep.run(index, share=share, src=home, dst=buffers, states=states, update=at)
+            self._sweep.run(index, share=share, src=home, dst=buffers, states=states, update=at, trial=True)
         else:
             self._sweep.run(index, share=share, src=home, dst=buffers, perturb=at)
 
@@ -281,7 +281,7 @@ class Scratch(Store):
     def _has_rows(self, place: Place) -> bool:
         """Whether rows of a weight can be perturbed apart from the others."""
         part, at = self._sweep.parts[place[0]], self._at[place[0]]
-        return not part.indices and not (isinstance(at, Update) and part.states)
+        return not part.indices and not (isinstance(at, Update) and part.kept)
 
     def _rows(self, place: Place, ids: torch.Tensor) -> torch.Tensor:
         """The perturbed rows of an embedding that stand at `ids`, [*ids.shape, d]."""

@@ -31,10 +31,10 @@ class Snapshot(Store):
             part.save(copies)
         if keep_states:
             if self._states is None:
-                self._states = [[torch.empty_like(s) for s in part.states] for part in sweep.parts]
+                self._states = [[torch.empty_like(s) for s in part.kept] for part in sweep.parts]
             for part, states in zip(sweep.parts, self._states, strict=True):
                 if states:
-                    torch._foreach_copy_(states, part.states)
+                    torch._foreach_copy_(states, part.kept)
         self._updated: set[int] = set()
 
     def _home(self, index: int) -> None:
@@ -57,7 +57,7 @@ class Snapshot(Store):
     def attempt(self, parts: list[int], update: Update) -> None:
         for index in parts:
             self._moved[index] = True
-            self._sweep.run(index, src=self._copies[index], update=update)
+            self._sweep.run(index, src=self._copies[index], update=update, trial=True)
 
     def update(self, parts: list[int], update: Update) -> None:
         for index in parts:
@@ -69,6 +69,6 @@ class Snapshot(Store):
         for index in self._updated:
             self._moved[index] = True
             if self._states is not None and self._states[index]:
-                torch._foreach_copy_(self._sweep.parts[index].states, self._states[index])
+                torch._foreach_copy_(self._sweep.parts[index].kept, self._states[index])
         self.home()
         return set()

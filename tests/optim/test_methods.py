@@ -8,12 +8,13 @@ import pytest
 import torch
 from bits import assert_same_bits
 from models import DECAYED, METHODS, Transformer, batch, cross_entropy, run_state, transformer
+from packed import pack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyzo.estimators import TwoSided
 from pyzo.field import tensor_key
-from pyzo.masks import Random
+from pyzo.masks import Bits, Random
 from pyzo.optim import ZOSGD
 from pyzo.optim.base import ZOOptimizer
 from pyzo.reference import Method, Row, methods, passes, write_row
@@ -35,8 +36,14 @@ class Case:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the optimizer
 
 
-def decay(value: float) -> dict[str, Any]:
-    return {"row": {"weight_decay": value}, "arguments": {"weight_decay": value}}
+def decay(value: float, **arguments: Any) -> dict[str, Any]:
+    return {"row": {"weight_decay": value}, "arguments": {"weight_decay": value, **arguments}}
+
+
+def some_elements() -> dict[str, torch.Tensor]:
+    """A mask of about half of the elements of each parameter of `transformer`."""
+    generator = torch.Generator().manual_seed(8)
+    return {name: torch.rand(p.shape, generator=generator) < 0.5 for name, p in transformer().named_parameters()}
 
 
 MOMENTUM = {"rule": "momentum"}
@@ -47,6 +54,9 @@ SNAPSHOT, NEAREST, SIGNS = {"store": "snapshot"}, {"rounding": "nearest"}, {"dis
 FZOO = {"estimator": "one-sided", "q": 3, "scaling": "std"} | SIGNS
 ADAM_ROW = {"beta1": 0.9, "beta2": 0.999, "rule_eps": 1e-8}
 ADAMW_ROW = {"beta1": 0.8, "beta2": 0.99, "rule_eps": 1e-8, "option": True}
+SPLIT, SPLIT_STORE = {"split": True} | SNAPSHOT, {"master": "split"} | SNAPSHOT
+BITS = {"bits": {name: pack(mask) for name, mask in some_elements().items()}}
+SPLIT_BITS = {"master": "split", "mask": Bits(some_elements())} | SNAPSHOT
 HEAVY_BALL_ROW, NESTEROV_ROW = {"beta1": 0.9, "dampening": 0.1}, {"beta1": 0.8, "option": True}
 
 CASES = {
@@ -73,6 +83,18 @@ CASES = {
     "sparse adam bf16": Case("sparse adam", BF16, ADAM, ADAM_ROW | {"keep": 32768, "refresh": 2}),
     "forward fp32": Case("forward", FP32, {"estimator": "forward"}),
     "forward q=2 bf16": Case("forward", BF16, {"estimator": "forward", "q": 2}, arguments={"q": 2}),
+    # Masters in two parts.
+    "sgd split": Case("sgd", BF16, SPLIT, **decay(0.1, **SPLIT_STORE)),
+    "momentum split": Case("momentum", BF16, MOMENTUM | SPLIT, HEAVY_BALL_ROW, SPLIT_STORE),
+    "sign split": Case("sign", BF16, {"rule": "sign"} | SPLIT, **decay(0.1, **SPLIT_STORE)),
+    "adam split, bf16 state": Case("adam", BF16, ADAM | BF16_STATE | SPLIT, ADAM_ROW, BF16_STATE | SPLIT_STORE),
+    "conservative split": Case("conservative", BF16, {"conservative": True} | SPLIT, arguments=SPLIT_STORE),
+    "sparse adam split": Case("sparse adam", BF16, ADAM | SPLIT, ADAM_ROW | {"keep": 32768, "refresh": 2}, SPLIT_STORE),
+    "adam split in bits": Case("adam", BF16, ADAM | SPLIT | BITS, ADAM_ROW, SPLIT_BITS),
+    "conservative split in bits": Case(
+        "conservative", BF16, {"conservative": True} | SPLIT | BITS, arguments=SPLIT_BITS
+    ),
+    "forward split": Case("forward", BF16, {"estimator": "forward"} | SPLIT, arguments=SPLIT_STORE),
 }
 
 
@@ -151,7 +173,7 @@ def test_equals_the_specification_bit_for_bit(case):
                 assert torch.equal(opt.last.losses, losses), step
                 for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
                     assert_same_bits(p, q, f"{name} after step {step}")
-                    for state, by_name in method.states.items():
+                    for state, by_name in {**method.states, **({"low": method.low} if method.low else {})}.items():
                         assert_same_bits(opt.state[p][state], by_name[name], f"{state} of {name} after step {step}")
     start = transformer(case.dtype)
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), start.parameters(), strict=True))
