@@ -92,7 +92,7 @@ def test_lora_over_a_quantised_base(kind, store):
             model, peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
         ).bfloat16()
         opt = ZOSGD(model, lr=1e-2, eps=1e-2, store=each)
-        assert all("lora" in name for name in opt.keys())
+        assert all("lora" in name for name in list(opt.keys()))
         losses.append([opt.step(lambda model=model: model(X).float().square().mean()).item() for _ in range(3)])
         assert opt.skipped == 0
     assert losses[0] == losses[1] or store == "inplace"
