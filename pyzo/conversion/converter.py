@@ -14,6 +14,7 @@ from pyzo.memory import Account, account
 from .decisions import Decisions, Findings, probes_for
 from .dropout_decisions import decide_adapters, decide_dropouts
 from .flow import no_trace_left, trace, within
+from .merging import merge, unmerge
 from .mlp_decisions import decide_activations
 from .norm_decisions import decide_norms
 from .recipes import Recipe, read_recipe
@@ -70,7 +71,11 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
 
 
 def revert(model: nn.Module) -> None:
-    """Undoes `convert`: every module gets its own class back, and the model is what it was, bit for bit."""
+    """Undoes `convert`: every module gets its own class back, and the model is what it was, bit for bit.
+
+    Where norms were merged the weights behind them come back up to two roundings (`pyzo.nn.unmerge_affine_`).
+    """
+    unmerge(model)
     for module in list(model.modules()):
         unswap(module)
 
@@ -137,6 +142,8 @@ def _verify(model: nn.Module, report: Report, run: Callable[[], Any]) -> Any:
         decide_dropouts(decisions)
     for name, (mixin, attributes) in decisions.swaps.items():
         swap(decisions.modules[name], mixin, **attributes)
+    for norm, linears in decisions.merges:
+        merge(decisions.modules[norm], [decisions.modules[linear] for linear in linears])
     report.entries = decisions.entries
     report.verified = True
     return result

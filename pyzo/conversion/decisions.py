@@ -49,6 +49,7 @@ class Decisions:
     swaps: dict[str, tuple[type[Swapped], dict[str, Any]]] = field(default_factory=dict)
     # By block: paths of an activation and of the linear behind it, and the function.
     pairs: dict[str, list[tuple[Path, Path, str]]] = field(default_factory=dict)
+    merges: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # norms, and the linears behind them
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())

@@ -1,11 +1,14 @@
 """Which norms keep their output for backward, and in which dtype they emit it."""
 
+from collections import Counter
+
 from torch import nn
 
 from .decisions import Decisions, Skip
 from .dropouts import FusedAdapter
 from .linears import SharingAttention, SharingLinear, is_linear, is_lora
-from .norms import SharedLayerNorm, SharedRMSNorm, is_norm
+from .merging import MergedLinear, cannot_merge
+from .norms import NormKind, SharedLayerNorm, SharedRMSNorm, is_norm
 from .swap import Swapped
 
 
@@ -34,10 +37,19 @@ def _decide(decisions: Decisions, name: str) -> tuple[str, bool, str]:
     others = tuple(dict.fromkeys(o for readers in every for o in readers.others))
     mixin = SharedLayerNorm if kind.centered else SharedRMSNorm
     if products and not others:
+        remark = ""
+        if decisions.recipe["norm"] == "merged":
+            moves = {move for readers in every for move in readers.moves}
+            remark = _cannot_merge(decisions, name, kind, products, moves, outputs)
         decisions.swap(name, mixin, _kind=kind, _emits="autocast")
+        if decisions.recipe["norm"] == "merged" and not remark:
+            for reader in products:
+                decisions.swap(reader, MergedLinear, _norm=(module,))
+            decisions.merges.append((name, products))
+            return "backward from its output, affine part merged into the linears", True, ""
         if not any(call.argument in outputs for p in products for call in decisions.flow.calls.get(p, [])):
             return "backward from its output", True, "copied on the way to the linears, which keep the copy"
-        return "backward from its output, which the linears keep too", True, ""
+        return "backward from its output, which the linears keep too", True, remark
     readers = [
         p for p in products if _reads(decisions, p, outputs) and not decisions.cannot_swap(p, _twin(decisions, p))
     ]
@@ -53,6 +65,32 @@ def _decide(decisions: Decisions, name: str) -> tuple[str, bool, str]:
     if readers:
         return "backward from its output, of which the linears share one copy under autocast", True, remark
     return "backward from its output alone", True, remark
+
+
+def _cannot_merge(
+    decisions: Decisions,
+    name: str,
+    kind: NormKind,
+    products: tuple[str, ...],
+    moves: set[str],
+    outputs: set[int | None],
+) -> str:
+    """Why the affine part stays in the norm; empty where it can go into the linears."""
+    modules = decisions.modules
+    if reason := cannot_merge(modules[name], kind.weight_offset):
+        return reason
+    if moves - {"_to_copy"}:
+        return "not merged: its output is copied on the way to the linears"
+    parameters = [p for reader in products for p in modules[reader].parameters(recurse=False)]
+    owners = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
+    if any(owners[id(p)] > 1 for p in parameters):
+        return "not merged: a weight behind it is used elsewhere (tied)"
+    for reader in products:
+        if not is_linear(modules[reader]) or not _reads(decisions, reader, outputs):
+            return "not merged: not only plain linears read it"
+        if decisions.cannot_swap(reader, MergedLinear) or reader in decisions.swaps:
+            return "not merged: a linear behind it is converted in another way"
+    return ""
 
 
 def _twin(decisions: Decisions, reader: str) -> type[Swapped]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyzo import ops
 from pyzo.nn import MSLayerNorm, MSRMSNorm
+from pyzo.nn.affine import _RECORD
 from pyzo.nn.norm import _check_for_now, _MSNorm
 from pyzo.ops.autograd import LAYER_DTYPES, autocasts
 
@@ -87,6 +88,12 @@ class _SharedNorm(Swapped):
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         low = self._autocast_dtype(x)
         return low if self._emits == "autocast" and low is not None else self._stock_dtype(x)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        record = getattr(self, _RECORD, None)
+        for name, parameter in ({} if record is None else record.parameters).items():
+            destination[f"{prefix}{name}"] = parameter if keep_vars else parameter.detach()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

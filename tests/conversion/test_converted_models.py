@@ -1,4 +1,4 @@
-"""Converted models in company: copied, pickled, saved, adapted, checkpointed, compiled, data-parallel, changed by hand."""
+"""Converted models in company: copied, saved, adapted, checkpointed, compiled, data-parallel, changed by hand."""
 
 import copy
 import os
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import conversion_ranks
+import pytest
 import torch
 from bits import assert_same_bits
 from families import batch_of, small

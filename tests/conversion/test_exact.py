@@ -1,7 +1,6 @@
 """The exact recipe: models of every family train as stock ones do, save less, and come back bit for bit."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
