@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from pyzo.generators import Rewound
 from pyzo.memory import Account, account
+from pyzo.nn import merge_affine_
 
 from .decisions import Decisions, Findings, probes_for
 from .dropout_decisions import decide_adapters, decide_dropouts
 from .flow import no_trace_left, trace, within
-from .merging import merge, unmerge
+from .merging import unmerge
 from .mlp_decisions import decide_activations
 from .norm_decisions import decide_norms
 from .recipes import Recipe, read_recipe
@@ -22,6 +23,7 @@ from .report import Entry, Report
 from .swap import Swapped, foreign_forward, swap, unswap
 
 Batch = Any
+_LARGEST_STATISTIC = 1 << 16  # elements; larger buffers hold weights or tables, which forward passes do not change
 
 
 def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> Report:
@@ -35,9 +37,11 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
     Args:
         model: any module. Convert before `torch.compile`; wrapping by PEFT or DDP may come before or after.
         recipe: "exact" (no gradient changes beyond rounding; dropout draws other masks), "paper" (LowMemoryBP, arXiv
-            2406.16282: 2-bit ReGELU2 and ReSiLU2 with the published constants), or a dict: "norm": "shared";
-            "activation": "recompute", "output", "paper", "optimal" or "derivative"; "gate": "recompute", "paper",
-            "optimal" or "derivative"; "dropout": "seeded"; "adapter": "fused"; a kind that is missing or None stays.
+            2406.16282: 2-bit ReGELU2 and ReSiLU2 with the published constants, norms merged into the linears behind
+            them where only these read them), or a dict of the kinds that `pyzo.conversion.CHOICES` lists, of which a
+            missing one, or None, stays as it is: "norm": "shared" or "merged"; "activation": "recompute", "output",
+            "paper", "optimal" or "derivative"; "gate": "recompute", "paper", "optimal" or "derivative"; "dropout":
+            "seeded"; "adapter": "fused", or "low" (float32 adapters of 16-bit inputs computed in 16 bits).
         batch: what the model is called with: a dict of keyword arguments, a tuple or list of positional ones, a tensor,
             or a function without arguments that runs the forward pass. Run it as training does (autocast too). Two
             forward passes with gradients on it count the bytes of the report. None: the first forward pass in training
@@ -60,11 +64,11 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
             raise ValueError(f"batch: expected one, as the model has {reason}, got None")
         swap(model, Pending, _pending=report)
         return report
-    with _training(model), _rewound(model):
+    with _training(model), _unchanged(model):
         before = account(lambda: call(model, batch), model)
-    with _training(model), _rewound(model), no_trace_left():
+    with _training(model), _unchanged(model), no_trace_left():
         _verify(model, report, lambda: call(model, batch))
-    with _training(model), _rewound(model):
+    with _training(model), _unchanged(model):
         after = account(lambda: call(model, batch), model)
     _count(report, before, after)
     return report
@@ -108,8 +112,8 @@ class Pending(Swapped):
         unswap(self)
         try:
             if not _is_plain((args, kwargs)):  # a cache, say, that a second pass would find filled
-                return _verify(self, report, lambda: self.forward(*args, **kwargs))
-            with _rewound(self), _buffers_kept(self), no_trace_left():
+                return _verify(self, report, lambda: self.forward(*args, **kwargs), once=True)
+            with _unchanged(self), no_trace_left():
                 _verify(self, report, lambda: self.forward(*args, **kwargs))
         except BaseException:
             if not report.verified:
@@ -130,11 +134,30 @@ def call(model: nn.Module, batch: Batch) -> Any:
     raise TypeError(f"batch: expected a dict, tuple, list, tensor or function, got {type(batch).__name__}")
 
 
-def _verify(model: nn.Module, report: Report, run: Callable[[], Any]) -> Any:
-    """Traces a forward pass, decides, and swaps; returns what the forward pass returned."""
+def _verify(model: nn.Module, report: Report, run: Callable[[], Any], once: bool = False) -> Any:
+    """Traces a forward pass, decides, and swaps; returns what the forward pass returned.
+
+    Args:
+        model, report: what is converted, and where that is noted.
+        run: the forward pass.
+        once: whether it must not run again, to see whether the model can do without its norms' parameters.
+    """
     findings = Findings()
     flow, result = trace(model, run, probes_for(model, findings))
-    decisions = Decisions(model, flow, findings, report.recipe)
+    merged = report.recipe["norm"] == "merged" and not once
+    decisions = _swap_all(Decisions(model, flow, findings, report.recipe, merging=merged))
+    if decisions.merges:
+        try:
+            run()
+        except (AttributeError, TypeError):  # of code that looks at norm.weight, which is None now
+            revert(model)
+            decisions = _swap_all(Decisions(model, flow, findings, report.recipe, merging=False))
+    report.entries = decisions.entries
+    report.verified = True
+    return result
+
+
+def _swap_all(decisions: Decisions) -> Decisions:
     with torch.no_grad():
         decide_norms(decisions)
         decide_activations(decisions)
@@ -143,10 +166,8 @@ def _verify(model: nn.Module, report: Report, run: Callable[[], Any]) -> Any:
     for name, (mixin, attributes) in decisions.swaps.items():
         swap(decisions.modules[name], mixin, **attributes)
     for norm, linears in decisions.merges:
-        merge(decisions.modules[norm], [decisions.modules[linear] for linear in linears])
-    report.entries = decisions.entries
-    report.verified = True
-    return result
+        merge_affine_(decisions.modules[norm], [decisions.modules[linear] for linear in linears])
+    return decisions
 
 
 @contextlib.contextmanager
@@ -162,26 +183,17 @@ def _training(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _rewound(model: nn.Module) -> Iterator[None]:
-    """Behind it torch's generators are as they were."""
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Behind it torch's generators and the model's buffers (running statistics) are as they were."""
     rewind = Rewound({p.device for p in model.parameters()})
+    kept = [(b, b.clone()) for b in model.buffers() if b.numel() <= _LARGEST_STATISTIC and b.is_contiguous()]
     try:
         yield
     finally:
         rewind()
-
-
-@contextlib.contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Behind it buffers (running statistics) hold what they held."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
         with torch.no_grad():
             for buffer, values in kept:
-                if buffer.shape == values.shape:
-                    buffer.copy_(values)
+                buffer.copy_(values)
 
 
 def _is_plain(value: Any) -> bool:

@@ -45,6 +45,7 @@ class Decisions:
     flow: Flow
     findings: Findings
     recipe: dict[str, str | None]
+    merging: bool = True  # whether norms may lose their parameters
     entries: list[Entry] = field(default_factory=list)
     swaps: dict[str, tuple[type[Swapped], dict[str, Any]]] = field(default_factory=dict)
     # By block: paths of an activation and of the linear behind it, and the function.

@@ -19,8 +19,10 @@ def decide_adapters(decisions: Decisions) -> None:
 def _fuse(decisions: Decisions, name: str) -> tuple[str, bool, str]:
     if name not in decisions.fused:
         raise Skip("it has not one plain adapter on a plain linear")
-    decisions.swap(name, FusedAdapter)
-    return "keeps its input once, and no mask", True, ""
+    low = decisions.recipe["adapter"] == "low"
+    decisions.swap(name, FusedAdapter, _low=low)
+    remark = "a float32 adapter in the dtype of its input" if low else "under autocast, or where all have one dtype"
+    return "keeps its input once, and no mask", not low, remark
 
 
 def decide_dropouts(decisions: Decisions) -> None:

@@ -23,8 +23,10 @@ class SeededDropout(Swapped):
 class FusedAdapter(Swapped):
     """A LoRA layer of PEFT that keeps its input once, in the dtype in which its neighbours keep it, and no mask."""
 
+    _low: bool  # whether a float32 adapter may be computed in 16 bits without autocast
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        lora = adapted_linear(self) if torch.is_grad_enabled() and not args and not kwargs else None
+        lora = adapted_linear(self, x) if torch.is_grad_enabled() and not args and not kwargs else None
         if lora is None:
             return self._stock_forward(x, *args, **kwargs)
         if not torch.compiler.is_compiling():

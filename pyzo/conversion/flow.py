@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -109,7 +110,7 @@ Probe = Callable[[nn.Module, Tensor, Tensor], None]
 
 
 class _Tracer(TorchDispatchMode):
-    """Numbers storages as they are made: what is made where another was freed gets a new number."""
+    """Numbers storages. It holds them weakly: their data is freed, but their addresses are not used again."""
 
     def __init__(self, names: Mapping[int, str], probes: Mapping[str, Probe]) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ class _Tracer(TorchDispatchMode):
         self._probes = probes
         self._running: list[str] = []
         self._numbers: dict[int, int] = {}
-        self._count = 0
+        self._held: list[StorageWeakRef] = []
         self._paused = False
         self._arguments: list[int | None] = []
 
@@ -130,9 +131,8 @@ class _Tracer(TorchDispatchMode):
         reads = tuple(self._number(t) for t in given)
         written = tuple(self._number(t) for t in _written(func, args, kwargs))
         result = func(*args, **kwargs)
-        old = {_storage(t) for t in given}
         results = list(_tensors(result))
-        makes = [self._new(t) for t in results if _storage(t) not in old]
+        makes = [self._new(t) for t in results if _storage(t) not in self._numbers]
         if makes or written or not results:  # else a view
             name = func._schema.name.partition("::")[2]
             self.flow.events.append(Event(name, self.running, reads, tuple(makes), written))
@@ -175,9 +175,9 @@ class _Tracer(TorchDispatchMode):
         return self._new(tensor) if found is None else found
 
     def _new(self, tensor: Tensor) -> int:
-        self._count += 1
-        self._numbers[_storage(tensor)] = self._count
-        return self._count
+        self._held.append(StorageWeakRef(tensor.untyped_storage()))
+        self._numbers[_storage(tensor)] = len(self._held)
+        return len(self._held)
 
 
 def trace(model: nn.Module, run: Callable[[], Any], probes: Mapping[str, Probe]) -> tuple[Flow, Any]:

@@ -32,7 +32,7 @@ class GatedMLP(Swapped):
             return down_proj(self._modules[self._activation](gate) * up)
         if (plain := plain_linear(down_proj)) is not None:
             return ops.gate_linear(gate, up, *plain, self._function)
-        if (lora := adapted_linear(down_proj)) is not None:
+        if (lora := adapted_linear(down_proj, gate)) is not None:
             adapter = {"a": lora.a, "b": lora.b, "scale": lora.scale, "p": lora.p}
             return ops.gate_linear(gate, up, lora.weight, lora.bias, self._function, **adapter)
         return down_proj(ops.gate(gate, up, self._function))

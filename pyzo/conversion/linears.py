@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyzo import ops
-from pyzo.ops.autograd import LAYER_DTYPES
+from pyzo.ops.autograd import LAYER_DTYPES, autocasts
 
 from .swap import Swapped, foreign_forward
 
@@ -136,8 +136,15 @@ def is_lora(module: nn.Module) -> bool:
     )
 
 
-def adapted_linear(module: nn.Module) -> Adapted | None:
-    """The parts of a LoRA layer of PEFT that does now what LoRA's formula says, else None: it computes itself."""
+def adapted_linear(module: nn.Module, x: Tensor | None = None) -> Adapted | None:
+    """The parts of a LoRA layer of PEFT that does now what LoRA's formula says, else None: it computes itself.
+
+    Args:
+        module: any.
+        x: its input, or another tensor of its dtype and device: PEFT computes a float32 adapter of a 16-bit input in
+            float32 where autocast is off, which one operator in the input's dtype is not to replace, unless the layer
+            was converted to ("low"). None: the dtype does not matter.
+    """
     if not is_lora(module) or has_hooks(module) or foreign_forward(module):
         return None
     if module.disable_adapters or module.merged:
@@ -152,6 +159,9 @@ def adapted_linear(module: nn.Module) -> Adapted | None:
     if found is None or any(plain_linear(part) is None or part.bias is not None for part in (a, b)):
         return None
     if not isinstance(dropout, (nn.Dropout, nn.Identity)) or has_hooks(dropout):
+        return None
+    low = getattr(module, "_low", False) or x is None or autocasts(x.device.type)
+    if not low and any(part.weight.dtype != x.dtype for part in (a, b)):
         return None
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     if p > MOST_DROPPED:

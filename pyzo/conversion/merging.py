@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyzo.nn import merge_affine_, unmerge_affine_
+from pyzo.nn import unmerge_affine_
 from pyzo.nn.affine import _RECORD, _Fold
 from pyzo.nn.affine_checks import affine_of, read_consumers
 
@@ -46,10 +46,6 @@ _NO_LOADING = (
     "state_dict: expected a model whose norms are not merged, got one that was converted with merged norms: "
     "pyzo.revert it, load, and convert it again"
 )
-
-
-def merge(norm: nn.Module, consumers: list[nn.Module]) -> None:
-    merge_affine_(norm, consumers)
 
 
 def unmerge(model: nn.Module) -> None:

@@ -77,6 +77,8 @@ def _cannot_merge(
 ) -> str:
     """Why the affine part stays in the norm; empty where it can go into the linears."""
     modules = decisions.modules
+    if not decisions.merging:
+        return "not merged: the model may look at the parameters of its norms"
     if reason := cannot_merge(modules[name], kind.weight_offset):
         return reason
     if moves - {"_to_copy"}:

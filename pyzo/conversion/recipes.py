@@ -10,7 +10,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("recompute", "output", "paper", "optimal", "derivative"),
     "gate": ("recompute", "paper", "optimal", "derivative"),
     "dropout": ("seeded",),
-    "adapter": ("fused",),
+    "adapter": ("fused", "low"),
 }
 RECIPES: dict[str, dict[str, str | None]] = {
     "exact": {

@@ -167,6 +167,22 @@ def test_lora(name, order, one_thread):
         model.merge_and_unload()
 
 
+def test_adapters_of_another_dtype_are_computed_in_theirs(one_thread):
+    """PEFT keeps adapters of 16-bit models in float32; only "low" gives that precision up, and says so."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    stock, batch = peft.get_peft_model(small("llama").bfloat16(), config), batch_of("llama")
+    assert next(p for n, p in stock.named_parameters() if "lora_A" in n).dtype == torch.float32
+    true, want = gradients(copy.deepcopy(stock).float(), batch), gradients(stock, batch)
+    exact, low = copy.deepcopy(stock), copy.deepcopy(stock)
+    assert pyzo.convert(exact, batch=batch).exact
+    assert not pyzo.convert(low, {"adapter": "low"}, batch).exact
+    assert distance(gradients(exact, batch), true) < 1.2 * distance(want, true)
+    got = gradients(low, batch)
+    assert 1.2 * distance(want, true) < distance(got, true) < 0.1
+
+
 @pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
 def test_virtual_tokens(kind, one_thread):
     """A prefix comes as a cache, which a second forward pass would find filled: the first one is traced itself."""

@@ -74,6 +74,18 @@ def test_trains_as_the_stock_model(name, autocast, one_thread):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_in_16_bits(name, one_thread):
+    """Weights in bfloat16, no autocast: as far from the float32 gradients at the same weights as the stock model."""
+    stock, batch = small(name).bfloat16(), batch_of(name)
+    batch = {key: v.bfloat16() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in batch.items()}
+    model, true = copy.deepcopy(stock), copy.deepcopy(stock).float()
+    assert pyzo.convert(model, batch=batch).converted
+    wide = {key: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in batch.items()}
+    want, got, true = gradients(stock, batch), gradients(model, batch), gradients(true, wide)
+    assert distance(got, true) <= 2 * distance(want, true)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_state_dict_and_evaluation_are_those_of_the_stock_model(name, one_thread):
     stock, batch = small(name), batch_of(name)
     model = copy.deepcopy(stock)
