@@ -17,7 +17,7 @@ from .dropout_decisions import decide_adapters, decide_dropouts
 from .flow import no_trace_left, trace, within
 from .merging import unmerge
 from .mlp_decisions import decide_activations
-from .norm_decisions import decide_norms
+from .norm_decisions import decide_norms, name_fallback
 from .recipes import Recipe, read_recipe
 from .report import Entry, Report
 from .swap import Swapped, foreign_forward, swap, unswap
@@ -64,12 +64,16 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
             raise ValueError(f"batch: expected one, as the model has {reason}, got None")
         swap(model, Pending, _pending=report)
         return report
-    with _training(model), _unchanged(model):
-        before = account(lambda: call(model, batch), model)
-    with _training(model), _unchanged(model), no_trace_left():
-        _verify(model, report, lambda: call(model, batch))
-    with _training(model), _unchanged(model):
-        after = account(lambda: call(model, batch), model)
+    try:
+        with _training(model), _unchanged(model):
+            before = _account(model, batch)
+        with _training(model), _unchanged(model), no_trace_left():
+            _verify(model, report, lambda: call(model, batch))
+        with _training(model), _unchanged(model):
+            after = _account(model, batch)
+    except BaseException:
+        revert(model)
+        raise
     _count(report, before, after)
     return report
 
@@ -167,6 +171,7 @@ def _swap_all(decisions: Decisions) -> Decisions:
         swap(decisions.modules[name], mixin, **attributes)
     for norm, linears in decisions.merges:
         merge_affine_(decisions.modules[norm], [decisions.modules[linear] for linear in linears])
+    decisions.entries = [name_fallback(entry, decisions.modules[entry.name]) for entry in decisions.entries]
     return decisions
 
 
@@ -203,6 +208,11 @@ def _is_plain(value: Any) -> bool:
     if type(value) in (list, tuple, dict):
         return all(_is_plain(inner) for inner in (value.values() if type(value) is dict else value))
     return False
+
+
+def _account(model: nn.Module, batch: Batch) -> Account:
+    """What a forward pass keeps, without the graph that keeps it."""
+    return replace(account(lambda: call(model, batch), model), result=None)
 
 
 def _count(report: Report, before: Account, after: Account) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import Path, check_activation, function_of
+from .activations import HandoverBlock, Path, check_activation, function_of
 from .flow import Flow, Probe
 from .linears import adapted_linear, is_lora
 from .norms import NormKind, is_norm, read_norm
@@ -72,7 +72,9 @@ class Decisions:
     def cannot_swap(self, name: str, mixin: type[Swapped]) -> str:
         if reason := foreign_forward(self.modules[name]):
             return f"{name} has {reason}"
-        if name in self.swaps and self.swaps[name][0] is not mixin:
+        if name in self.pairs and mixin is not HandoverBlock:
+            return f"{name} hands over activations"
+        if name in self.swaps and not issubclass(self.swaps[name][0], mixin):
             return f"{name} is converted already, to {self.swaps[name][0].__name__}"
         return ""
 

@@ -11,6 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyzo.ops.autograd import autocasts
+
 # Operators whose inputs autocast casts to its dtype.
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear"}
 # Operators that copy numbers to other places, or to another dtype, and compute nothing.
@@ -31,10 +33,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: the storages of its first tensor argument and of its first tensor result."""
+    """One call of a module: the storages of its first tensor argument and result, and autocast's dtype meanwhile."""
 
     argument: int | None
     result: int | None
+    autocast: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Flow:
         self.events: list[Event] = []
         self.calls: dict[str, list[Call]] = {}
         self.outputs: set[int] = set()
+        self.dtypes: dict[int, torch.dtype] = {}  # by storage, of the tensor that it was made for
         self._readers: dict[int, list[Event]] | None = None
 
     def readers_of(self, storage: int) -> list[Event]:
@@ -72,8 +76,14 @@ class Flow:
                     self._readers.setdefault(read, []).append(event)
         return self._readers.get(storage, [])
 
-    def readers(self, storage: int, absorbed: frozenset[str] = frozenset()) -> Readers:
-        """Follows a tensor; all that happens inside `absorbed` modules counts as one product there."""
+    def readers(self, storage: int, absorbed: frozenset[str] = frozenset(), low: torch.dtype | None = None) -> Readers:
+        """Follows a tensor.
+
+        Args:
+            storage: of the tensor.
+            absorbed: modules of which all that happens inside counts as one product there.
+            low: autocast's dtype, where it was on: products of another dtype, which ran outside of it, count as others.
+        """
         products: list[str] = []
         others: list[tuple[str, str]] = []
         moves: list[str] = []
@@ -88,7 +98,7 @@ class Flow:
                 inside = next((name for name in absorbed if within(event.module, name)), None)
                 if inside is not None:
                     products.append(inside)
-                elif event.operator in _PRODUCTS:
+                elif event.operator in _PRODUCTS and low in (None, self.dtypes[current]):
                     products.append(event.module)
                 elif event.operator in _MOVES:
                     moves.append(event.operator)
@@ -154,7 +164,8 @@ class _Tracer(TorchDispatchMode):
         if name is None or result is None:
             return
         first = next(iter(_tensors(result)), None)
-        call = Call(argument, None if first is None else self._number(first))
+        dtype = None if first is None else autocast_dtype(first)
+        call = Call(argument, None if first is None else self._number(first), dtype)
         self.flow.calls.setdefault(name, []).append(call)
         probe = self._probes.get(name)
         given = next(iter(_tensors(args)), None)
@@ -177,6 +188,7 @@ class _Tracer(TorchDispatchMode):
     def _new(self, tensor: Tensor) -> int:
         self._held.append(StorageWeakRef(tensor.untyped_storage()))
         self._numbers[_storage(tensor)] = len(self._held)
+        self.flow.dtypes[len(self._held)] = tensor.dtype
         return len(self._held)
 
 
@@ -212,6 +224,12 @@ def no_trace_left() -> Iterator[None]:
             yield
     finally:
         torch.clear_autocast_cache()
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What products of such tensors are computed in where autocast is on, else None."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if autocasts(device) else None
 
 
 def _storage(tensor: Tensor) -> int:

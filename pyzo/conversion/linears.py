@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyzo import ops
-from pyzo.ops.autograd import LAYER_DTYPES, autocasts
+from pyzo.ops.autograd import LAYER_DTYPES, autocasts, product_dtype
 
 from .swap import Swapped, foreign_forward
 
@@ -20,9 +20,11 @@ def set_twin(tensor: Tensor, twin: Tensor) -> None:
 
 
 def twin_of(tensor: Tensor) -> Tensor:
-    """The copy that linears share, or the tensor itself where it has none or was changed since."""
+    """The copy that autocast would make, or the tensor itself where there is none or it was changed since."""
     twin, version = getattr(tensor, _TWIN, (None, None))
-    return tensor if twin is None or tensor._version != version else twin
+    if twin is None or tensor._version != version or product_dtype(tensor) != twin.dtype:
+        return tensor
+    return twin
 
 
 class Handover:

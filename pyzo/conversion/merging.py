@@ -9,16 +9,13 @@ from pyzo.nn import unmerge_affine_
 from pyzo.nn.affine import _RECORD, _Fold
 from pyzo.nn.affine_checks import affine_of, read_consumers
 
-from .swap import Swapped
+from .linears import SharingLinear
 
 
-class MergedLinear(Swapped):
+class MergedLinear(SharingLinear):
     """A linear that holds W diag(gamma) and b + W beta, and saves W and b."""
 
     _norm: tuple[nn.Module]  # in a tuple, as it is no child
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._stock_forward(*args, **kwargs)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

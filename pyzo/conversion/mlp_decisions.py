@@ -17,7 +17,7 @@ from .activations import (
     is_torch_layer,
 )
 from .decisions import Decisions, Skip
-from .flow import Call
+from .flow import Call, within
 from .gates import GatedMLP, check_gate
 from .linears import SharingLinear, has_hooks, is_linear
 
@@ -205,7 +205,8 @@ def _take_in(decisions: Decisions, gate: Gate) -> tuple[str, bool, str]:
         inner = (gated.result, up.result, down.argument)
         events = [event for storage in inner for event in flow.readers_of(storage)]
         allowed = (gate.activation, gate.down)
-        if any(e is not product[0] and not e.module.startswith(allowed) for e in events) or set(inner) & flow.outputs:
+        foreign = [e for e in events if e is not product[0] and not any(within(e.module, name) for name in allowed)]
+        if foreign or set(inner) & flow.outputs:
             raise Skip("others read what its linears return")
     sample = decisions.findings.samples.get(gate.block)
     if sample is None:

@@ -42,7 +42,8 @@ class _SharedNorm(Swapped):
     """A stock norm that keeps its output for backward. Without gradients it is the stock norm."""
 
     _kind: NormKind
-    _emits: str  # "stock": the dtype that the stock norm emits; "autocast"; "twin": both under autocast
+    # "stock": the dtype that the stock norm emits; "autocast": its dtype where it is on; "twin": both, one tensor each.
+    _emits: str
 
     def _prepare(self) -> None:
         kind = self._kind

@@ -1,6 +1,8 @@
 """`convert`, `plan`, recipes and reports themselves, on small modules of every kind of dataflow."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -65,9 +67,35 @@ def test_views_are_no_readers():
 
 
 def test_moved_rows():
-    """A copy between activation and linear is in the way of handing over, one behind a norm only of sharing."""
-    report = assert_converts_exactly(Block(lambda x: x.roll(1, 1)), act="copied on the way")
-    assert "copied on the way" in report["norm"].reason
+    """A copy on the way is in the way of sharing; under autocast the norm emits its dtype, as it would be cast to."""
+    moved = Block(lambda x: x.roll(1, 1))
+    assert_converts_exactly(moved, act="copied on the way", norm="copied on the way")
+    with torch.autocast("cpu", torch.bfloat16):
+        report = pyzo.convert(moved, batch=X)
+        assert moved.norm(X).dtype == torch.bfloat16
+    assert "copied on the way" in report["norm"].reason and report["norm"].exact
+
+
+def test_a_linear_outside_of_autocast_gets_what_it_got():
+    """As routers and heads that are computed in float32."""
+
+    class Island(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            with torch.autocast("cpu", enabled=False):
+                z = self.second(self.act(self.first(y.float())))
+            return x + self.third(y) + z
+
+    torch.manual_seed(0)
+    stock = Island()
+    stock.third = nn.Linear(8, 8)
+    for inside in (True, False):
+        model = copy.deepcopy(stock)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            assert pyzo.convert(model, batch=X)["norm"].became
+        with torch.autocast("cpu", torch.bfloat16):
+            want, got = stock(X), model(X)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("between", [lambda x: 2 * x, lambda x: x + 1, lambda x: x.softmax(-1)])
@@ -229,6 +257,29 @@ def test_a_plan_leaves_the_model_alone(one_thread):
     assert str(report) == str(pyzo.convert(model, batch=batch))
     with pytest.raises(ValueError, match="not converted"):
         pyzo.plan(model, batch)
+
+
+def test_a_norm_that_needs_its_input_says_so():
+    block = Block()
+    with torch.no_grad():
+        block.norm.weight[3] = 0
+    report = assert_converts_exactly(block)
+    assert report["norm"].became == "backward from its input" and "column 3" in report["norm"].reason
+
+
+def test_a_shared_copy_lives_no_longer_than_the_graph():
+    model, batch = small("bert"), batch_of("bert")
+    pyzo.convert(model, batch=batch)
+    seen: list[weakref.ref[Tensor]] = []
+    norm = model.bert.embeddings.LayerNorm
+    norm.register_forward_hook(lambda module, args, y: seen.append(weakref.ref(y._pyzo_twin[0])))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch)["loss"]
+    assert seen[0]() is not None
+    loss.backward()
+    del loss
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_converting_again_starts_anew():
