@@ -35,7 +35,6 @@ class Gate:
 
 def decide_activations(decisions: Decisions) -> None:
     """Every activation of the model whose class is known."""
-    gates: list[Gate] = []
     for name, module in decisions.modules.items():
         if is_torch_layer(module) and decisions.recipe["activation"] is not None:
             decisions.report(name, "activation", lambda name: _recompute(decisions, name))
@@ -47,7 +46,6 @@ def decide_activations(decisions: Decisions) -> None:
         if how is None:
             continue
         if gate is not None and how == "recompute":
-            gates.append(gate)
             decisions.report(gate.block, "gate", lambda _, gate=gate: _take_in(decisions, gate))
         else:
             decide = {"recompute": _hand_over, "output": _from_output}.get(how, _code)

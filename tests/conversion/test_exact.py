@@ -33,6 +33,15 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float((square / sum(g.double().square().sum() for g in b.values())).sqrt())
 
 
+def rounded(model: nn.Module, eps: float) -> nn.Module:
+    """A copy whose weights are off by half an eps, up or down at random."""
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(p * eps * (torch.randint(0, 2, p.shape, generator=generator) - 0.5))
+    return other
+
+
 def train(model: nn.Module, batches: list[dict[str, Any]], steps: int, autocast: torch.dtype | None) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     losses = []
@@ -48,7 +57,9 @@ def train(model: nn.Module, batches: list[dict[str, Any]], steps: int, autocast:
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trains_as_the_stock_model(name, autocast, one_thread):
-    """First gradients equal to rounding, and one loss curve to the growth of roundings over the steps.
+    """First gradients equal to rounding, and one loss curve to what roundings grow to over the steps.
+
+    How far that is, the stock model says: trained from weights that are one rounding away.
 
     Under autocast both models are as far from the float32 gradients as bfloat16 leaves them: this one at most twice as
     far as the stock model, by the rule for all layers of pyzo.
@@ -65,12 +76,11 @@ def test_trains_as_the_stock_model(name, autocast, one_thread):
         assert distance(got, true) <= 2 * distance(want, true)
     batches = [batch_of(name, rows) for rows in (2, 3)]
     stock = small(name, layers=1)
-    model = copy.deepcopy(stock)
+    model, other = copy.deepcopy(stock), rounded(stock, torch.finfo(autocast or torch.float32).eps)
     pyzo.convert(model)
-    curves = [train(m, batches, STEPS[autocast], autocast) for m in (stock, model)]
-    assert curves[0][-1] < curves[0][0]
-    growth = 1e-3 if autocast is None else 2e-2
-    assert curves[1] == pytest.approx(curves[0], rel=growth, abs=growth * curves[0][0])
+    curve, got, control = (train(m, batches, STEPS[autocast], autocast) for m in (stock, model, other))
+    allowed = 4 * max(abs(c - w) for c, w in zip(control, curve, strict=True)) + 1e-6
+    assert max(abs(g - w) for g, w in zip(got, curve, strict=True)) <= allowed
 
 
 @pytest.mark.parametrize("name", FAMILIES)
