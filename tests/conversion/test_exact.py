@@ -150,3 +150,9 @@ def test_saves_at_least(name, one_thread):
     family = FAMILIES[name]
     stock, exact = (units_per_layer(family, recipe) for recipe in (None, "exact"))
     assert exact <= (1 - family.minimum) * stock, f"{stock:.2f} -> {exact:.2f}"
+
+
+def test_swin_saves_less_than_was_aimed_at(one_thread):
+    """Missed on the CPU: 30 %. Its attention, whose bias is trained, keeps 9 of 22 units in float32 copies there."""
+    stock, exact = (units_per_layer(FAMILIES["swin"], recipe) for recipe in (None, "exact"))
+    assert 0.22 <= 1 - exact / stock < FAMILIES["swin"].minimum, f"{stock:.2f} -> {exact:.2f}"
