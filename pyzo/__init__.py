@@ -10,6 +10,7 @@ import importlib.util
 
 # Public name -> the module that it is, or that defines it.
 _NAMES = {
+    "convert": "pyzo.conversion",
     "estimators": "pyzo.estimators",
     "hybrid": "pyzo.zo_fo",
     "layers": "pyzo.layers",
@@ -19,7 +20,9 @@ _NAMES = {
     "noise": "pyzo.field",
     "ops": "pyzo.ops",
     "optim": "pyzo.optim",
+    "plan": "pyzo.conversion",
     "reference": "pyzo.reference",
+    "revert": "pyzo.conversion",
     "tensor_key": "pyzo.field",
 }
 

@@ -29,6 +29,14 @@ class _MSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, affine: bool, weight_offset: float, bias: bool, **factory: Any) -> None:
         super().__init__()
+        self._describe(size, eps, affine, weight_offset)
+        for name, wanted in (("weight", affine), ("bias", affine and bias)):
+            self.register_parameter(name, nn.Parameter(torch.empty(size, **factory)) if wanted else None)
+        self.reset_parameters()
+        self.register_load_state_dict_post_hook(_check_for_now)
+
+    def _describe(self, size: int, eps: float, affine: bool, weight_offset: float) -> None:
+        """Sets all but parameters and hooks; `pyzo.conversion` describes norms of other classes so."""
         self.eps = eps
         self.affine = affine
         self.weight_offset = weight_offset
@@ -37,10 +45,6 @@ class _MSNorm(nn.Module):
         self._errors: dict[torch.dtype, tuple[float, int]] | None = None  # by dtype: the worst error, and its column
         self._saves: dict[torch.dtype, Literal["output", "input"]] = {}  # all that compiled code depends on
         self._checked: tuple[tuple[int, int], ...] = ()  # where the parameters lay then, and their versions
-        for name, wanted in (("weight", affine), ("bias", affine and bias)):
-            self.register_parameter(name, nn.Parameter(torch.empty(size, **factory)) if wanted else None)
-        self.reset_parameters()
-        self.register_load_state_dict_post_hook(_check_for_now)
 
     def reset_parameters(self) -> None:
         """gamma becomes 1 and beta 0."""

@@ -11,7 +11,7 @@ from .dropouts import dropout
 from .gates import gate
 from .linear import activation_linear, gate_linear
 from .lora import lora_linear
-from .norms import norm
+from .norms import norm, norm_pair
 from .steps import (
     DISTRIBUTIONS,
     DTYPES,
@@ -58,6 +58,7 @@ __all__ = [
     "mask_bits_",
     "noise_",
     "norm",
+    "norm_pair",
     "output_activation",
     "pass_",
     "pass_rows_",

@@ -64,6 +64,75 @@ def norm(
     return _norm(x.contiguous(), *parameters, eps, centered, weight_offset, from_input, dtype)[0]
 
 
+def norm_pair(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    centered: bool,
+    weight_offset: float = 0.0,
+    dtype: torch.dtype,
+    low: torch.dtype,
+    from_input: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`norm` twice, of which backward keeps the second result: in `dtype` for a residual, in `low` for linears.
+
+    For norms whose output a residual reads in fp32 and linears under autocast in 16 bits. The second result is the
+    first one rounded to `low`, as autocast would cast it for each linear; backward computes x̂ from it, as `norm` does
+    from an output of that dtype, and adds the gradients of both in `dtype`. In eager mode only.
+
+    Args:
+        x, weight, bias, eps, centered, weight_offset, from_input: as `norm` takes them.
+        dtype, low: of the results.
+
+    Returns:
+        Two tensors of the shape of `x`.
+    """
+    check_float("x", x)
+    parameters = (None if p is None else p.contiguous() for p in (weight, bias))
+    return _NormPair.apply(x.contiguous(), *parameters, eps, centered, weight_offset, from_input, dtype, low)
+
+
+class _NormPair(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, centered, weight_offset, from_input, dtype, low):
+        with torch._C._AutoDispatchBelowAutograd():
+            y, rstd = _ops.norm(x, weight, bias, eps, centered, weight_offset, from_input, dtype)
+            cast = y.to(low)
+        ctx.centered, ctx.weight_offset, ctx.from_input = centered, weight_offset, from_input
+        ctx.x_dtype, ctx.dtype = x.dtype, dtype
+        ctx.save_for_backward(x if from_input else cast, rstd, weight, bias)
+        ctx.set_materialize_grads(False)
+        return y, cast
+
+    @staticmethod
+    def backward(ctx, gradient, low_gradient):
+        if gradient is None and low_gradient is None:
+            return (None,) * 9
+        saved, rstd, weight, bias = ctx.saved_tensors
+        if gradient is None or low_gradient is None:
+            total = (low_gradient if gradient is None else gradient).to(ctx.dtype)
+        else:
+            total = gradient + low_gradient
+        if not ctx.from_input:
+            saved = saved.to(ctx.dtype)
+        wanted = [p is not None and n for p, n in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)]
+        dx, dweight, dbias = _ops.norm_backward(
+            total.contiguous(),
+            saved,
+            rstd,
+            weight,
+            bias,
+            ctx.centered,
+            ctx.weight_offset,
+            ctx.from_input,
+            ctx.x_dtype,
+            *wanted,
+        )
+        return dx, dweight if wanted[0] else None, dbias if wanted[1] else None, None, None, None, None, None, None
+
+
 def _statistics(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
