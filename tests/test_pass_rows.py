@@ -124,7 +124,7 @@ def test_everything_a_pass_can_fold(dtype, distribution, device):
 
 @dtypes
 @distributions
-@pytest.mark.parametrize("width", [1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 2500])
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 15, 16, 17, 63, 64, 65, 384, 1023, 1024, 1025, 2500])
 def test_widths_and_shards(dtype, distribution, width, device):
     """The first row, the last row and one that is looked up twice; in every shard."""
     size = 5

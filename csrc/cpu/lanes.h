@@ -101,6 +101,8 @@ struct Lanes {
     const U l = iota();
     return (l & splat(3u)) * splat(uint32_t(kLanes / 4)) + (l >> 2);
   }
+  // The other way round: the lane that works on a counter.
+  static PYZO_HD int lane_of(int offset) { return offset % (kLanes / 4) * 4 + offset / (kLanes / 4); }
   // In: v[k] lane l = item k of lane l's counter. Out: the 4 * kLanes items in counter order.
   static PYZO_HD void transpose(F v[4]) {
 #if PYZO_LANES == 16

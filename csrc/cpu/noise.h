@@ -30,12 +30,21 @@ inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, T
   }
 }
 
+// The signs of 32 neighbours from their bits.
+struct Signs {
+  static constexpr int kVectors = 32 / kLanes;
+  U shift[kVectors];  // brings each lane's bit to the sign
+
+  Signs() {
+    for (int k = 0; k < kVectors; ++k) shift[k] = Lanes::splat(31u - uint32_t(k * kLanes)) - Lanes::iota();
+  }
+  F vector(uint32_t word, int k) const { return sign_at_top<Lanes>(Lanes::splat(word) << shift[k]); }
+};
+
 inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
   static_assert(kTile % kRademacherPerCounter == 0);
   constexpr int64_t kStep = int64_t(kRademacherPerCounter) * kLanes;
-  constexpr int kPerWord = 32 / kLanes;  // vectors
-  U shift[kPerWord];                     // brings each lane's bit to the sign
-  for (int k = 0; k < kPerWord; ++k) shift[k] = Lanes::splat(31u - uint32_t(k * kLanes)) - Lanes::iota();
+  const Signs signs;
   for (int64_t step = first / kStep * kStep; step < last; step += kStep) {
     F words[4];
     uint32_t word[4 * kLanes];
@@ -43,8 +52,7 @@ inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t las
     __builtin_memcpy(word, words, sizeof word);
     const int64_t end = last < step + kStep ? last : step + kStep;
     for (int64_t w = (first > step ? first - step : 0) / 32; step + 32 * w < end; ++w)
-      for (int k = 0; k < kPerWord; ++k)
-        tile.v[(step + 32 * w) / kLanes + k] = sign_at_top<Lanes>(Lanes::splat(word[w]) << shift[k]);
+      for (int k = 0; k < Signs::kVectors; ++k) tile.v[(step + 32 * w) / kLanes + k] = signs.vector(word[w], k);
   }
 }
 
@@ -63,14 +71,32 @@ struct Neighbours {
   }
 };
 
+// How many elements of [begin, end) from the first on are contiguous in the global index.
+inline int64_t run_length(const Shard& shard, int64_t begin, int64_t end) {
+  const int64_t left = shard.inner <= 0 ? end - begin : shard.inner - begin % shard.inner;
+  return left < end - begin ? left : end - begin;
+}
+
 // Calls run(local begin, global begin, length) for each stretch of [begin, end) that is contiguous in the global index.
 template <class Run>
 void for_runs(const Shard& shard, int64_t begin, int64_t end, const Run& run) {
   while (begin < end) {
-    const int64_t left = shard.inner <= 0 ? end - begin : shard.inner - begin % shard.inner;
-    const int64_t n = left < end - begin ? left : end - begin;
+    const int64_t n = run_length(shard, begin, end);
     run(begin, shard.global(begin), n);
     begin += n;
+  }
+}
+
+// Calls run(start, first, last, done) for each tile of n neighbours from a global index on: elements [first, last) of
+// the tile that begins at `start`, after `done` others.
+template <class Run>
+void for_tiles(uint64_t global, int64_t n, const Run& run) {
+  for (int64_t done = 0; done < n;) {
+    const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
+    const int64_t first = int64_t(index - start);
+    const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
+    run(start, first, last, done);
+    done += last - first;
   }
 }
 
@@ -79,17 +105,13 @@ void noise_tensor(Source source, Shard shard, int distribution, char* out, int64
   constexpr int64_t kSize = T == kFloat32 ? 4 : 2;
   Tile tile;
   for_runs(shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
-    for (int64_t done = 0; done < n;) {
-      const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
-      const int64_t first = int64_t(index - start);
-      const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
+    for_tiles(global, n, [&](uint64_t start, int64_t first, int64_t last, int64_t done) {
       Neighbours{start}.noise(distribution, source, first, last, tile);
       alignas(64) char rounded[kTile * kSize];
       for (int64_t k = first / kLanes; k * kLanes < last; ++k)
         Lanes::store<T>(rounded, k * kLanes, to_storage<Lanes, T>(tile.v[k]));
       __builtin_memcpy(out + (local + done) * kSize, rounded + first * kSize, (last - first) * kSize);
-      done += last - first;
-    }
+    });
   });
 }
 

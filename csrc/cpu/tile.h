@@ -228,43 +228,35 @@ void apply_known(const TensorPass<kRule>& pass, const TileNoise& noise, const ch
   apply_any<T, S, kStochastic>(pass, noise, src, dst, state, low, first, last);
 }
 
-// A run of n elements from local index `local` and global index `global` on. Element `local` lies at index `at` of the
-// weights and states, which is another where they are rows that were looked up.
+// The same for any rounding.
 template <Dtype T, Dtype S, int kRule>
-void pass_run(const TensorPass<kRule>& pass, TileNoise& noise, int64_t local, uint64_t global, int64_t n, int64_t at) {
-  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
-  constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
-  const TensorArgs& t = pass.t;
-  for (int64_t done = 0; done < n;) {
-    const uint64_t index = global + uint64_t(done), start = index / kTile * kTile;
-    const int64_t first = int64_t(index - start);
-    const int64_t last = first + (n - done) < kTile ? first + (n - done) : kTile;
-    noise.draw(pass, Neighbours{start}, first, last);
-    if (pass.mask.packed) leave_out(pass.mask.packed, local + done - first, first, last, noise.mask);
-    const int64_t origin = at + done - first;
-    const char* src = static_cast<const char*>(t.src) + origin * kSize;
-    char* dst = static_cast<char*>(t.dst) + origin * kSize;
-    char* state[kMaxStates] = {};
-    for (int k = 0; k < kStates; ++k) state[k] = static_cast<char*>(t.state[k]) + origin * kStateSize;
-    uint16_t* const low = pass.split ? t.low + origin : nullptr;
-    if constexpr (kRounds<T, S, kRule>) {
-      if (pass.stochastic)
-        apply_known<T, S, true>(pass, noise, src, dst, state, low, first, last);
-      else
-        apply_known<T, S, false>(pass, noise, src, dst, state, low, first, last);
-    } else {
-      apply_known<T, S, false>(pass, noise, src, dst, state, low, first, last);
-    }
-    done += last - first;
+void apply_rounded(const TensorPass<kRule>& pass, const TileNoise& noise, const char* src, char* dst,
+                   char* const* state, uint16_t* low, int64_t first, int64_t last) {
+  if constexpr (kRounds<T, S, kRule>) {
+    if (pass.stochastic) return apply_known<T, S, true>(pass, noise, src, dst, state, low, first, last);
   }
+  apply_known<T, S, false>(pass, noise, src, dst, state, low, first, last);
 }
 
 template <Dtype T, Dtype S, int kRule>
 void pass_tensor(const PassArgs& a, const TensorArgs& t, int64_t begin, int64_t end) {
+  constexpr int64_t kSize = T == kFloat32 ? 4 : 2, kStateSize = S == kFloat32 ? 4 : 2;
+  constexpr int kStates = RuleOf<Lanes, kRule>::type::kStates;
   const TensorPass<kRule> pass = pass_over<T, S, kRule>(a, t, mask_of(a, t));
   TileNoise noise;
-  for_runs(t.shard, begin, end,
-           [&](int64_t local, uint64_t global, int64_t n) { pass_run<T, S>(pass, noise, local, global, n, local); });
+  for_runs(t.shard, begin, end, [&](int64_t local, uint64_t global, int64_t n) {
+    for_tiles(global, n, [&](uint64_t start, int64_t first, int64_t last, int64_t done) {
+      const int64_t origin = local + done - first;
+      noise.draw(pass, Neighbours{start}, first, last);
+      if (pass.mask.packed) leave_out(pass.mask.packed, origin, first, last, noise.mask);
+      const char* src = static_cast<const char*>(t.src) + origin * kSize;
+      char* dst = static_cast<char*>(t.dst) + origin * kSize;
+      char* state[kMaxStates] = {};
+      for (int k = 0; k < kStates; ++k) state[k] = static_cast<char*>(t.state[k]) + origin * kStateSize;
+      uint16_t* const low = pass.split ? t.low + origin : nullptr;
+      apply_rounded<T, S>(pass, noise, src, dst, state, low, first, last);
+    });
+  });
 }
 
 template <int kRule>

@@ -204,6 +204,7 @@ void check_field(test::Random& random) {
   for (int l = 0; l < kWidth; ++l) {
     const Words<uint32_t> one = field_words<Scalar>(source, kNormalStream, block + offset[l], 0u);
     test::expect(one.x == w.x[l] && one.y == w.y[l] && one.z == w.z[l] && one.w == w.w[l], "philox, lane %d", l);
+    test::expect(Lanes::lane_of(int(offset[l])) == l, "lane of counter %d", int(offset[l]));
     float want[4];
     normal4<Scalar>(one, want);
     for (int k = 0; k < 4; ++k)
