@@ -47,7 +47,7 @@ def encoder(batch: int, length: int, dry_run: bool) -> Subject:
     """The pretrained MiniLM with a head."""
     tokens, labels = torch.randint(1000, 30000, (batch, length)), torch.randint(0, 4, (batch,))
     return Subject(
-        "MiniLM", Classifier(), lambda m: functional.cross_entropy(m(tokens).float(), labels), 1 if dry_run else 20
+        "MiniLM", Classifier(), lambda m: functional.cross_entropy(m(tokens).float(), labels), 1 if dry_run else 9
     )
 
 
@@ -73,7 +73,7 @@ def decoder(batch: int, length: int, dry_run: bool) -> Subject:
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
         return functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
-    return Subject("OPT-125M-shaped", model, loss, 1 if dry_run else 7)
+    return Subject("OPT-125M-shaped", model, loss, 1 if dry_run else 3)
 
 
 def compare(recorder: Recorder, subject: Subject, config: dict[str, object]) -> None:
