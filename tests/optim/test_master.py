@@ -143,6 +143,35 @@ def test_a_mask_by_magnitude_sees_the_weights_themselves():
         assert (lows(opt)[0] != low)[~large].any()
 
 
+class Words(nn.Module):
+    """Two layers on the mean of embeddings, of which a batch looks up a few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.down, self.head = nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self) -> Tensor:
+        return self.head(self.down(self.words(torch.tensor([[3, 7, 7], [49, 0, 3]])).mean(1)).relu())
+
+
+@pytest.mark.parametrize("method", ["sgd", "adam", "conservative"])
+@pytest.mark.parametrize("estimator", [None, BlockWise("linear")], ids=["whole", "blocks"])
+def test_both_stores_make_the_same_masters(method, estimator):
+    """Of embeddings too, which the scratch store perturbs row by row but updates and tries as a whole."""
+    ends = []
+    for store in ("scratch", "snapshot"):
+        torch.manual_seed(6)
+        model = Words().to(BF16)
+        opt = METHODS[method](model, store=store, estimator=estimator, **SPLIT)
+        losses = [opt.step(lambda model=model: model().float().square().sum()) for _ in range(5)]
+        ends.append((losses, model, opt))
+    (losses, model, opt), (others, twin, other) = ends
+    assert_same(losses, others)
+    assert_same(model, twin)
+    assert_same(states(opt), states(other))
+    assert all(low.any() for low in lows(opt))
+
+
 # What is left -------------------------------------------------------------------------------------------------------
 
 
