@@ -118,10 +118,15 @@ def _check_trainable(name: str, tensor: torch.Tensor) -> None:
             "(requires_grad_(False)) and train what lies beside it, such as an adapter, or initialise it"
         )
     if tensor.dtype not in ops.DTYPES:
+        advice = (
+            "train a copy of one of these"
+            if tensor.element_size() > 1
+            else "training quantised weights themselves would need a 16-bit master beside each, or updates as coarse "
+            "as their grid: train an adapter (LoRA), the scales as parameters, or a 16-bit copy"
+        )
         raise ValueError(
-            f"params: expected float32, bfloat16 or float16 weights, got {tensor.dtype} for {name!r}. Training "
-            "quantised weights themselves would need a 16-bit master beside each, or updates as coarse as their grid: "
-            "train an adapter (LoRA), the scales as parameters, or a 16-bit copy"
+            f"params: expected contiguous float32, bfloat16 or float16 weights, got {tensor.dtype} for {name!r}: "
+            f"{advice}"
         )
 
 

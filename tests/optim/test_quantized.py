@@ -98,8 +98,8 @@ def test_lora_over_a_quantised_base(kind, store):
     assert losses[0] == losses[1] or store == "inplace"
 
 
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64], ids=str)
-def test_weights_of_other_dtypes_are_refused_by_name(dtype):
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_of_8_bits_are_refused_by_name(dtype):
     model = nn.Linear(4, 4)
     model.weight = nn.Parameter(torch.randn(4, 4).to(dtype))
     with pytest.raises(ValueError, match=rf"got {dtype} for 'weight'.* train an adapter"):
