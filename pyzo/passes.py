@@ -75,15 +75,16 @@ class Part:
         return [*self.states, *self.low]
 
     def share(self, places: Sequence[int]) -> "Part":
-        """Some of the tensors, as a part of their own; what is masked by magnitude has no bits there yet."""
+        """Some of the tensors, as a part of their own that is read from copies: its bits note no magnitudes."""
         count = len(self.tensors)
+        none = torch.empty(0, dtype=torch.uint8, device=self.tensors[0].device)
         return replace(
             self,
             tensors=[self.tensors[i] for i in places],
             names=[self.names[i] for i in places],
             states=[self.states[s + i] for s in range(0, len(self.states), count) for i in places],
             table=self.table[list(places)].contiguous(),
-            bits=[self.bits[i] for i in places] if self.bits else [],
+            bits=[none if i in self.measured else self.bits[i] for i in places] if self.bits else [],
             indices=[self.indices[i] for i in places] if self.indices else [],
             measured=[],
             low=[self.low[i] for i in places] if self.low else [],
@@ -221,6 +222,10 @@ class Sweep:
             if not named:
                 raise
             raise ValueError(f"parameters: {str(error).splitlines()[0]} ({', '.join(named)})") from error
+
+    def take_back(self, index: int, update: Update) -> None:
+        """Makes the opposite update, rounded with the complement of its bits; rules that keep state do not allow it."""
+        self.run(index, update=replace(update, sign=-update.sign, retract=True))
 
     def run_rows(
         self,

@@ -117,20 +117,7 @@ class _NormPair(torch.autograd.Function):
             total = gradient + low_gradient
         if not ctx.from_input:
             saved = saved.to(ctx.dtype)
-        wanted = [p is not None and n for p, n in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)]
-        dx, dweight, dbias = _ops.norm_backward(
-            total.contiguous(),
-            saved,
-            rstd,
-            weight,
-            bias,
-            ctx.centered,
-            ctx.weight_offset,
-            ctx.from_input,
-            ctx.x_dtype,
-            *wanted,
-        )
-        return dx, dweight if wanted[0] else None, dbias if wanted[1] else None, None, None, None, None, None, None
+        return *_gradients(ctx, total, saved, rstd, weight, bias, ctx.x_dtype), *[None] * 6
 
 
 def _statistics(x: Tensor) -> torch.dtype:
@@ -181,6 +168,19 @@ def _norm_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor |
     if gradient is None:
         return (None,) * 8
     saved, rstd, weight, bias = ctx.saved_tensors
+    return *_gradients(ctx, gradient, saved, rstd, weight, bias, ctx.dtype), *[None] * 5
+
+
+def _gradients(
+    ctx: Any,
+    gradient: Tensor,
+    saved: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of the input, in its dtype, and of weight and bias where they are wanted."""
     wanted = [p is not None and n for p, n in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)]
     dx, dweight, dbias = _ops.norm_backward(
         gradient.contiguous(),
@@ -191,10 +191,10 @@ def _norm_backward(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Tensor |
         ctx.centered,
         ctx.weight_offset,
         ctx.from_input,
-        ctx.dtype,
+        dtype,
         *wanted,
     )
-    return dx, dweight if wanted[0] else None, dbias if wanted[1] else None, None, None, None, None, None
+    return dx, dweight if wanted[0] else None, dbias if wanted[1] else None
 
 
 torch.library.register_fake("pyzo::norm", _norm_fake)

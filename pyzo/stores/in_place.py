@@ -1,7 +1,5 @@
 """The store that perturbs the parameters themselves."""
 
-from dataclasses import replace
-
 from pyzo.passes import Sweep, Update
 from pyzo.stores.base import Store
 
@@ -26,14 +24,11 @@ class InPlace(Store):
         for index in sweep:
             sweep.measure(index)
 
-    def _take_back(self, index: int, update: Update) -> None:
-        self._sweep.run(index, update=replace(update, sign=-update.sign, retract=True))
-
     def _leave(self, index: int) -> tuple[int, float] | None:
         """Takes back an attempted update; returns what the next pass has to undo on its way."""
         at = self._at[index]
         if isinstance(at, Update):
-            self._take_back(index, at)
+            self._sweep.take_back(index, at)
             self._at[index] = at = None
         return None if at is None else (at[0], -at[1])
 
@@ -71,5 +66,5 @@ class InPlace(Store):
         if self._sweep.has_states:
             return set(self._updated)
         while self._updated:
-            self._take_back(*self._updated.popitem())
+            self._sweep.take_back(*self._updated.popitem())
         return set()

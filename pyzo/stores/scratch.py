@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +74,7 @@ class Scratch(Store):
         self._updates: dict[int, Update] = {}
         self._written: list[int] = []
         self._moved: dict[Place, torch.Tensor] = {}
+        self._repeat = False
         self._interception.install(self._scopes)
 
     def _prepare(self, sweep: Sweep) -> None:
@@ -87,7 +88,7 @@ class Scratch(Store):
         self._shut_at = {t.untyped_storage().data_ptr(): place for place, t in self._shut.items() if t.numel()}
         self._shares: dict[tuple[int, tuple[int, ...]], Part] = {}
         self._own: dict[Place, torch.Tensor] = {}  # buffers of what modules keep
-        self._watching, self._repeat = True, False
+        self._watching = True
 
     def move(self, parts: list[int], direction: int, sign: float) -> None:
         self.home()
@@ -121,8 +122,7 @@ class Scratch(Store):
             return set(self._written)
         while self._written:
             index = self._written.pop()
-            update = self._updates[index]
-            self._sweep.run(index, update=replace(update, sign=-update.sign, retract=True))
+            self._sweep.take_back(index, self._updates[index])
         return set()
 
     def doubt(self) -> None:

@@ -354,6 +354,22 @@ def test_forward_gradients_need_no_buffer():
     assert opt.store.extra_bytes == 0
 
 
+def test_a_weight_that_is_needed_later_has_the_mask_of_its_own_step():
+    """Masks by magnitude follow weights that are set from outside; bits that an earlier update noted do not count."""
+    ends = []
+    for store in ("snapshot", "scratch"):
+        torch.manual_seed(0)
+        model = nn.Linear(16, 16).bfloat16()  # at first both of its tensors are needed together, later one by one
+        opt = ZOSGD(model, lr=0.1, eps=1e-2, store=store, mask=SmallMagnitude(0.4))
+        for step in range(6):
+            if step == 3:
+                with torch.no_grad():
+                    model.weight.copy_(model.weight.flip(0))
+            opt.step(lambda model=model, step=step: on_x(model) + (model.weight.float().mean() if step > 2 else 0))
+        ends.append(model.weight)
+    assert_same_bits(*ends)
+
+
 # What cannot be ------------------------------------------------------------------------------------------------------
 
 
