@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, resolve_name
 
 # What asks for no values; every other function finds the whole weight there.
 _ABOUT = {
@@ -38,6 +38,12 @@ class Lookup(TorchFunctionMode):
         if any(a is self._weight for a in (*args, *kwargs.values())) and resolve_name(func) not in _ABOUT:
             self._whole()
         return func(*args, **kwargs)
+
+
+def leave() -> None:
+    """Ends lookups that an interrupt left running: one that comes between the call and `__exit__` skips the latter."""
+    while isinstance(mode := _get_current_function_mode(), Lookup):
+        mode.__exit__(None, None, None)
 
 
 def _read(

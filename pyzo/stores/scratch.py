@@ -12,7 +12,7 @@ from torch.nn import functional
 from pyzo.passes import Part, Sweep, Update
 from pyzo.stores.arena import Arena
 from pyzo.stores.base import Store
-from pyzo.stores.lookups import Lookup
+from pyzo.stores.lookups import Lookup, leave
 from pyzo.stores.scopes import Interception, Scope, scopes_of
 from pyzo.stores.watch import Watch
 
@@ -156,6 +156,7 @@ class Scratch(Store):
 
     def _bring_back(self) -> None:
         """All parameters are what they were; it may be called at any point, and again."""
+        leave()
         for place, home in self._moved.items():
             self._tensor(place).data = home
         self._moved = {}
