@@ -1,0 +1,1 @@
+"""Plug-in points of other libraries; each module needs the library that it is named after."""
