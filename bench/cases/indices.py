@@ -1,4 +1,4 @@
-"""Passes over listed elements against the dense pass of the same kind over the same tensor."""
+"""Passes over listed elements against the dense pass of the same kind over the same tensor, and against the memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from pyzo.timing import Provider, interleave
 DTYPES = (torch.float32, torch.bfloat16)
 SHARES = (0.001, 0.01)  # of the elements that are listed
 TARGETS = {("normal", 0.001): 0.02}  # most of the dense pass's time, by distribution and share (issue 5)
+
+TOUCH = "put(take)"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def compare(recorder: Recorder, elements: int, dtype: torch.dtype, *, repeats: i
     weights = torch.empty(elements, dtype=dtype, device=recorder.device).normal_(0, 0.02)
     lists = {share: choose(elements, share).to(recorder.device) for share in SHARES}
     made = [job for distribution in DISTRIBUTIONS for job in jobs(weights, distribution, lists)]
+    made.insert(1, touch(weights, lists[SHARES[0]]))  # behind a dense pass, as the perturbation of the same list is
     providers = [Provider(job.name, job.call) for job in made]
     samples = interleave(providers, repeats=repeats, device=recorder.device)
     dense = {(job.what, job.distribution): samples[job.name] for job in made if job.share == 1}
@@ -55,18 +58,25 @@ def compare(recorder: Recorder, elements: int, dtype: torch.dtype, *, repeats: i
         numbers: dict[str, object] = summary(samples[job.name])
         numbers["elements_per_s"] = listed / numbers["median_s"]
         if job.share != 1:
-            ratio = speedup(samples[job.name], dense[job.what, job.distribution])
+            what = "perturb" if job.what == TOUCH else job.what
+            ratio = speedup(samples[job.name], dense[what, job.distribution])
             numbers["ratio"] = {"to": "time of the dense pass", **ratio}
             target = TARGETS.get((job.distribution, job.share))
-            if target is not None:
+            if target is not None and job.what != TOUCH:
                 numbers |= against(target, ratio["of_medians"], at_least=False)
-        recorder.add(job.what, "dense" if job.share == 1 else "indices", config, **numbers)
+        provider = "torch" if job.what == TOUCH else "dense" if job.share == 1 else "indices"
+        recorder.add(job.what, provider, config, **numbers)
 
 
 def choose(elements: int, share: float) -> torch.Tensor:
     """This share of the indices of a tensor, drawn at random, in order."""
     count = max(1, round(elements * share))
     return torch.randperm(elements)[:count].sort().values
+
+
+def touch(weights: torch.Tensor, indices: torch.Tensor) -> Job:
+    """Listed elements read and written back by torch: what the memory takes, without noise and arithmetic."""
+    return Job(TOUCH, "normal", SHARES[0], lambda: weights.put_(indices, weights.take(indices)))
 
 
 def jobs(weights: torch.Tensor, distribution: str, lists: dict[float, torch.Tensor]) -> list[Job]:
