@@ -92,12 +92,17 @@ def test_sources(device):
     good = torch.zeros(8, device=device)
     refused(r"src: expected no tensors .* or as many as dst, which has 2, got 1", dst=dst, src=[good], device=device)
     refused(
-        r"src\[1\]: expected the dtype and size of dst\[1\]",
+        r"src\[1\]: expected the dtype of dst\[1\].* and the size of dst\[1\]",
         dst=dst,
         src=[good, torch.zeros(9, device=device)],
         device=device,
     )
-    refused(r"src\[1\]: expected the dtype and size of dst\[1\]", dst=dst, src=[good, good.half()], device=device)
+    refused(
+        r"src\[1\]: expected the dtype of dst\[1\].* and the size of dst\[1\]",
+        dst=dst,
+        src=[good, good.half()],
+        device=device,
+    )
     refused(r"src\[[01]\]: .*overlaps dst\[[01]\]", dst=dst, src=[dst[1], dst[0]], device=device)
     storage = torch.ones(20, device=device)
     refused(r"src\[0\]: .*overlaps dst\[0\]", dst=[storage[1:9], dst[1]], src=[storage[:8], good], device=device)

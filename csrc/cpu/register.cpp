@@ -19,7 +19,9 @@ int64_t tiles(int64_t n) { return (n + cpu::kTile - 1) / cpu::kTile; }
 // Cuts items of these sizes into tiles and gives each thread a run of tiles: work(item, begin, end) for elements.
 template <class Item, class Work>
 void over_tiles(const std::vector<Item>& items, int64_t grain, const Work& work) {
-  std::vector<int64_t> first(1, 0);  // tile number at which each item begins
+  std::vector<int64_t> first;  // tile number at which each item begins
+  first.reserve(items.size() + 1);
+  first.push_back(0);
   for (const Item& item : items) first.push_back(first.back() + tiles(item.n));
   torch::stable::parallel_for(0, first.back(), grain, [&](int64_t begin, int64_t end) {
     size_t i = size_t(std::upper_bound(first.begin(), first.end(), begin) - first.begin()) - 1;

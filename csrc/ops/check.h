@@ -18,6 +18,7 @@ namespace pyzo {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using TensorList = std::vector<Tensor>;
 
 inline std::string describe(const Tensor& t) {
   std::ostringstream s;
@@ -29,8 +30,19 @@ inline std::string describe(const Tensor& t) {
   return s.str();
 }
 
-// Where an element of a list stands in a message: "dst[3]".
-inline std::string at(const char* list, size_t i) { return std::string(list) + '[' + std::to_string(i) + ']'; }
+// What a message calls an argument: "x", or an element of a list, "dst[3]". Text is made where one is written only, for
+// passes go over hundreds of tensors.
+struct Name {
+  const char* list;
+  int64_t index = -1;
+  Name(const char* argument) : list(argument) {}
+  Name(const char* argument, size_t i) : list(argument), index(int64_t(i)) {}
+};
+inline std::ostream& operator<<(std::ostream& s, Name name) {
+  s << name.list;
+  return name.index < 0 ? s : s << '[' << name.index << ']';
+}
+inline Name at(const char* list, size_t i) { return {list, i}; }
 
 inline std::optional<Dtype> dtype_of(ScalarType type) {
   switch (type) {
@@ -47,20 +59,27 @@ inline std::optional<Dtype> dtype_of(ScalarType type) {
   }
 }
 
-inline Dtype check_weights(const Tensor& t, const std::string& name) {
+inline Dtype check_weights(const Tensor& t, Name name) {
   const std::optional<Dtype> dtype = dtype_of(t.scalar_type());
   STD_TORCH_CHECK(dtype && *dtype != kFloat64 && t.is_contiguous(), name,
                   ": expected a contiguous float32, bfloat16 or float16 tensor, got ", describe(t));
   return *dtype;
 }
 
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cuda() == b.is_cuda() && (!a.is_cuda() || a.get_device_index() == b.get_device_index());
-}
+// The device of a tensor, asked once.
+struct Home {
+  const Tensor& tensor;
+  bool cuda;
+  int32_t index;
+  Home(const Tensor& t) : tensor(t), cuda(t.is_cuda()), index(cuda ? t.get_device_index() : -1) {}
+  bool has(const Tensor& t) const { return t.is_cuda() == cuda && (!cuda || t.get_device_index() == index); }
+};
 
-inline void check_same_device(const Tensor& t, const Tensor& control, const std::string& name) {
-  STD_TORCH_CHECK(same_device(t, control), name, ": expected a tensor on the device of control, which is ",
-                  describe(control), ", got ", describe(t));
+inline bool same_device(const Tensor& a, const Tensor& b) { return Home(b).has(a); }
+
+inline void check_same_device(const Tensor& t, const Home& control, Name name) {
+  STD_TORCH_CHECK(control.has(t), name, ": expected a tensor on the device of control, which is ",
+                  describe(control.tensor), ", got ", describe(t));
 }
 
 inline Control check_control(const Tensor& t) {
@@ -75,7 +94,7 @@ inline void check_range(const char* name, int64_t value, int64_t low, int64_t hi
 }
 
 // A rectangle of n elements whose global indices lie in [0, 2^63).
-inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
+inline void check_shard(Name name, const Shard& s, int64_t n) {
   bool ok = s.base >= 0;
   int64_t last = s.base;
   if (ok && n > 0) {
@@ -93,7 +112,7 @@ inline void check_shard(const std::string& name, const Shard& s, int64_t n) {
 
 struct NamedList {
   const char* name;
-  const std::vector<Tensor>& tensors;
+  const TensorList& tensors;
   const char* own = nullptr;  // a list whose tensor of the same place may be the same memory
 };
 
@@ -103,17 +122,21 @@ struct Span {
   const char *list, *own;
   size_t index;
   bool operator<(const Span& o) const { return begin < o.begin; }
-  std::string name() const { return at(list, index); }
+  Name name() const { return at(list, index); }
 };
 
 inline std::vector<Span> spans(std::initializer_list<NamedList> lists) {
   std::vector<Span> out;
+  size_t count = 0;
+  for (const NamedList& list : lists) count += list.tensors.size();
+  out.reserve(count);
   for (const NamedList& list : lists)
     for (size_t i = 0; i < list.tensors.size(); ++i) {
       const Tensor& t = list.tensors[i];
-      if (t.numel() == 0) continue;
+      const int64_t n = t.numel();
+      if (n == 0) continue;
       const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-      out.push_back({begin, begin + uintptr_t(t.numel()) * t.element_size(), list.name, list.own, i});
+      out.push_back({begin, begin + uintptr_t(n) * t.element_size(), list.name, list.own, i});
     }
   std::sort(out.begin(), out.end());
   return out;

@@ -7,20 +7,20 @@
 namespace pyzo {
 
 // A float tensor of a layer. float64 is for numerical checks of gradients, on the CPU only.
-inline Dtype check_layer_dtype(const Tensor& t, const std::string& name) {
+inline Dtype check_layer_dtype(const Tensor& t, Name name) {
   const std::optional<Dtype> dtype = dtype_of(t.scalar_type());
   STD_TORCH_CHECK(dtype && !(*dtype == kFloat64 && t.is_cuda()), name,
                   ": expected a float32, bfloat16 or float16 tensor (float64 on the CPU only), got ", describe(t));
   return *dtype;
 }
 
-inline Dtype check_layer(const Tensor& t, const std::string& name) {
+inline Dtype check_layer(const Tensor& t, Name name) {
   STD_TORCH_CHECK(t.is_contiguous(), name, ": expected a contiguous tensor, got ", describe(t));
   return check_layer_dtype(t, name);
 }
 
 // Another tensor of the same dtype, size and device.
-inline void check_like(const Tensor& t, const std::string& name, const Tensor& like, const std::string& of) {
+inline void check_like(const Tensor& t, Name name, const Tensor& like, Name of) {
   STD_TORCH_CHECK(
       t.scalar_type() == like.scalar_type() && t.numel() == like.numel() && t.is_contiguous() && same_device(t, like),
       name, ": expected a contiguous tensor of the dtype, size and device of ", of, ", which is ", describe(like),

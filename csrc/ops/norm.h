@@ -12,7 +12,7 @@ namespace pyzo {
 
 constexpr int64_t kMostColumns = int64_t(1) << 30;
 
-inline Dtype check_norm_dtype(const char* name, ScalarType dtype, const Tensor& x, const std::string& of) {
+inline Dtype check_norm_dtype(const char* name, ScalarType dtype, const Tensor& x, Name of) {
   const bool wide = x.scalar_type() == ScalarType::Double;
   const std::optional<Dtype> found = dtype_of(dtype);
   STD_TORCH_CHECK(found && (*found == kFloat64) == wide, name,
@@ -21,8 +21,8 @@ inline Dtype check_norm_dtype(const char* name, ScalarType dtype, const Tensor& 
   return *found;
 }
 
-inline const void* check_norm_parameter(const std::optional<Tensor>& t, const char* name, const Tensor& x,
-                                        const std::string& of, int64_t columns, Dtype& dtype) {
+inline const void* check_norm_parameter(const std::optional<Tensor>& t, const char* name, const Tensor& x, Name of,
+                                        int64_t columns, Dtype& dtype) {
   if (!t) return nullptr;
   STD_TORCH_CHECK(t->dim() == 1 && t->numel() == columns && t->is_contiguous() && same_device(*t, x), name,
                   ": expected a contiguous tensor of ", columns, " elements on the device of ", of, ", which is ",
@@ -32,7 +32,7 @@ inline const void* check_norm_parameter(const std::optional<Tensor>& t, const ch
 }
 
 // t: x, or what backward has of its shape.
-inline NormArgs check_norm(const Tensor& t, const std::string& name, const std::optional<Tensor>& weight,
+inline NormArgs check_norm(const Tensor& t, Name name, const std::optional<Tensor>& weight,
                            const std::optional<Tensor>& bias, double eps, bool centered, double offset) {
   check_layer(t, name);
   STD_TORCH_CHECK(t.dim() > 0 && t.size(t.dim() - 1) > 0 && t.size(t.dim() - 1) <= kMostColumns, name,

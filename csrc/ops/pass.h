@@ -16,10 +16,10 @@ struct MaskArgs {
 };
 
 template <class Device>
-void pass_(std::vector<Tensor> src, std::vector<Tensor> dst, std::vector<Tensor> state, std::vector<Tensor> bits,
-           std::vector<Tensor> indices, std::vector<Tensor> low, Tensor table, Tensor control, int64_t distribution,
-           int64_t undo, double undo_sign, int64_t rule, int64_t directions, double update_sign, bool chosen,
-           bool retract, int64_t perturb, double perturb_sign, bool stochastic, bool masked, bool trial) {
+void pass_(const TensorList& src, const TensorList& dst, const TensorList& state, const TensorList& bits,
+           const TensorList& indices, const TensorList& low, const Tensor& table, const Tensor& control,
+           int64_t distribution, int64_t undo, double undo_sign, int64_t rule, int64_t directions, double update_sign,
+           bool chosen, bool retract, int64_t perturb, double perturb_sign, bool stochastic, bool masked, bool trial) {
   const Control c = check_control(control);
   check_range("distribution", distribution, 0, 2);
   check_range("undo", undo, -1, c.directions);
@@ -45,14 +45,14 @@ void pass_(std::vector<Tensor> src, std::vector<Tensor> dst, std::vector<Tensor>
 }
 
 template <class Device>
-void mask_bits_(std::vector<Tensor> weights, std::vector<Tensor> bits, Tensor table, Tensor control) {
+void mask_bits_(const TensorList& weights, const TensorList& bits, const Tensor& table, const Tensor& control) {
   const Control c = check_control(control);
   STD_TORCH_CHECK(bits.size() == weights.size(), "bits: expected as many tensors as weights, which has ",
                   weights.size(), ", got ", bits.size());
   const int64_t* line = check_table(table, weights.size());
   std::vector<MaskArgs> work;
   for (size_t i = 0; i < weights.size(); ++i, line += kTableColumns) {
-    const std::string name = at("weights", i);
+    const Name name = at("weights", i);
     const Dtype dtype = check_weights(weights[i], name);
     check_same_device(weights[i], control, name);
     check_row(name, line[kRow], c.rows);

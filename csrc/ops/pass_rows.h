@@ -11,8 +11,8 @@ struct LookedUp {
 };
 
 // Which rows of a matrix of `size` rows those of `out` are. What they are can be read on the CPU only.
-inline void check_ids(const Tensor& ids, const std::string& name, const Tensor& out, const std::string& out_name,
-                      int64_t size, const Tensor& control) {
+inline void check_ids(const Tensor& ids, Name name, const Tensor& out, Name out_name, int64_t size,
+                      const Home& control) {
   check_same_device(ids, control, name);
   STD_TORCH_CHECK(
       ids.scalar_type() == ScalarType::Long && ids.is_contiguous() && ids.dim() == 1 && ids.numel() == out.size(0),
@@ -25,9 +25,9 @@ inline void check_ids(const Tensor& ids, const std::string& name, const Tensor& 
                     " at position ", i);
 }
 
-inline LookedUp check_looked_up(const std::vector<Tensor>& out, const std::vector<Tensor>& ids,
-                                const std::vector<Tensor>& bits, const std::vector<int64_t>& sizes, const Tensor& table,
-                                const Tensor& control, int64_t rows) {
+inline LookedUp check_looked_up(const TensorList& out, const TensorList& ids, const TensorList& bits,
+                                const std::vector<int64_t>& sizes, const Tensor& table, const Home& control,
+                                int64_t rows) {
   const size_t count = out.size();
   STD_TORCH_CHECK(ids.size() == count, "ids: expected as many tensors as out, which has ", count, ", got ", ids.size());
   STD_TORCH_CHECK(bits.empty() || bits.size() == count, "bits: expected no tensors or as many as out, which has ",
@@ -37,7 +37,7 @@ inline LookedUp check_looked_up(const std::vector<Tensor>& out, const std::vecto
   const int64_t* line = check_table(table, count);
   LookedUp work;
   for (size_t i = 0; i < count; ++i, line += kTableColumns) {
-    const std::string name = at("out", i);
+    const Name name = at("out", i);
     const Dtype dtype = check_weights(out[i], name);
     STD_TORCH_CHECK(out[i].dim() == 2, name, ": expected a matrix, got ", describe(out[i]));
     check_same_device(out[i], control, name);
@@ -47,7 +47,7 @@ inline LookedUp check_looked_up(const std::vector<Tensor>& out, const std::vecto
                     ": expected a number of rows of ", width, " elements each, fewer than 2^63 in all, got ", sizes[i]);
     check_ids(ids[i], at("ids", i), out[i], name, sizes[i], control);
     check_line(name, line, n, rows);
-    if (!bits.empty()) check_bits(bits[i], at("bits", i), n, "the matrix of " + name, control, true);
+    if (!bits.empty()) check_bits(bits[i], at("bits", i), n, at("the matrix of out", i), control, true);
     if (out[i].numel() == 0) continue;
     void* const data = out[i].data_ptr();
     const uint8_t* const packed =
@@ -70,7 +70,7 @@ inline LookedUp check_looked_up(const std::vector<Tensor>& out, const std::vecto
 }
 
 template <class Device>
-void pass_rows_(std::vector<Tensor> out, std::vector<Tensor> ids, std::vector<Tensor> bits, std::vector<int64_t> sizes,
+void pass_rows_(const TensorList& out, const TensorList& ids, const TensorList& bits, const std::vector<int64_t>& sizes,
                 Tensor table, Tensor control, int64_t distribution, int64_t rule, int64_t directions,
                 double update_sign, bool chosen, int64_t perturb, double perturb_sign, bool stochastic, bool masked) {
   const Control c = check_control(control);

@@ -16,10 +16,10 @@ struct PassTensors {
 };
 
 struct PassLists {
-  const std::vector<Tensor>&src, &dst, &state, &bits, &indices, &low;
+  const TensorList &src, &dst, &state, &bits, &indices, &low;
 
   // What sources, states and low bits are as large as, and its name.
-  const std::vector<Tensor>& sizes() const { return indices.empty() ? dst : indices; }
+  const TensorList& sizes() const { return indices.empty() ? dst : indices; }
   const char* sizes_name() const { return indices.empty() ? "dst" : "indices"; }
 };
 
@@ -32,20 +32,19 @@ inline const int64_t* check_table(const Tensor& table, size_t count) {
   return static_cast<const int64_t*>(table.data_ptr());
 }
 
-inline void check_row(const std::string& name, int64_t row, int64_t rows) {
+inline void check_row(Name name, int64_t row, int64_t rows) {
   STD_TORCH_CHECK(0 <= row && row < rows, name, ": expected a row of control in [0, ", rows, "), got ", row);
 }
 
 // The line of a tensor of n elements.
-inline void check_line(const std::string& name, const int64_t* line, int64_t n, int64_t rows) {
+inline void check_line(Name name, const int64_t* line, int64_t n, int64_t rows) {
   check_shard(name, {line[kBase], line[kInner], line[kStride]}, n);
   STD_TORCH_CHECK(uint64_t(line[kKey]) >> 56 == 0, name, ": expected a key below 2^56, got ", uint64_t(line[kKey]));
   check_row(name, line[kRow], rows);
 }
 
 // The packed mask of the n elements of `of`, or, where that is an option, no bytes.
-inline void check_bits(const Tensor& bits, const std::string& name, int64_t n, const std::string& of,
-                       const Tensor& control, bool optional) {
+inline void check_bits(const Tensor& bits, Name name, int64_t n, Name of, const Home& control, bool optional) {
   check_same_device(bits, control, name);
   const int64_t bytes = mask_bytes(n);
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous() &&
@@ -63,8 +62,7 @@ inline bool is_increasing(const int64_t* indices, int64_t n, int64_t size) {
 }
 
 // The indices of the elements of `of` that a pass touches. What they are can be read on the CPU only.
-inline void check_indices(const Tensor& indices, const std::string& name, const Tensor& of, const std::string& of_name,
-                          const Tensor& control) {
+inline void check_indices(const Tensor& indices, Name name, const Tensor& of, Name of_name, const Home& control) {
   check_same_device(indices, control, name);
   const int64_t n = indices.numel(), size = of.numel();
   STD_TORCH_CHECK(
@@ -79,13 +77,13 @@ inline void check_indices(const Tensor& indices, const std::string& name, const 
 }
 
 // The dtype of the states, of which there are `states` for each tensor of dst.
-inline Dtype check_states(const PassLists& lists, int64_t states, const Tensor& control) {
-  const std::vector<Tensor>& state = lists.state;
+inline Dtype check_states(const PassLists& lists, int64_t states, const Home& control) {
+  const TensorList& state = lists.state;
   STD_TORCH_CHECK(int64_t(state.size()) == states * int64_t(lists.dst.size()), "state: expected ", states,
                   " tensors for each of the ", lists.dst.size(), " of dst, got ", state.size());
   for (size_t i = 0; i < state.size(); ++i) {
     const Tensor& s = state[i];
-    const std::string name = at("state", i);
+    const Name name = at("state", i);
     const size_t of = i % lists.dst.size();
     const Tensor& sized = lists.sizes()[of];
     STD_TORCH_CHECK((s.scalar_type() == ScalarType::Float || s.scalar_type() == ScalarType::BFloat16) &&
@@ -98,8 +96,8 @@ inline Dtype check_states(const PassLists& lists, int64_t states, const Tensor& 
 }
 
 // The low bits of bfloat16 weights, as many as elements of `sized`; of weights of another dtype there are none.
-inline void check_low(const Tensor& low, const std::string& name, Dtype dtype, const Tensor& sized,
-                      const std::string& sized_name, const Tensor& control) {
+inline void check_low(const Tensor& low, Name name, Dtype dtype, const Tensor& sized, Name sized_name,
+                      const Home& control) {
   check_same_device(low, control, name);
   const int64_t n = dtype == kBFloat16 ? sized.numel() : 0;
   STD_TORCH_CHECK(low.scalar_type() == ScalarType::Short && low.is_contiguous() && low.numel() == n, name,
@@ -122,57 +120,54 @@ inline void check_lengths(const PassLists& lists) {
                   "low: expected no tensors or as many as dst, which has ", count, ", got ", lists.low.size());
 }
 
-inline PassTensors check_tensors(const PassLists& lists, int64_t states, const Tensor& table, const Tensor& control,
+inline PassTensors check_tensors(const PassLists& lists, int64_t states, const Tensor& table, const Home& control,
                                  int64_t rows) {
   check_lengths(lists);
-  const int64_t* line = check_table(table, lists.dst.size());
+  const size_t count = lists.dst.size();
+  const int64_t* line = check_table(table, count);
   PassTensors out;
-  for (size_t i = 0; i < lists.dst.size(); ++i, line += kTableColumns) {
-    const std::string name = at("dst", i);
+  out.state = check_states(lists, states, control);
+  out.dtypes.reserve(count);
+  lists.indices.empty() ? out.tensors.reserve(count) : out.indexed.reserve(count);
+  for (size_t i = 0; i < count; ++i, line += kTableColumns) {
+    const Name name = at("dst", i);
     const Tensor& dst = lists.dst[i];
     const Dtype dtype = check_weights(dst, name);
+    const int64_t size = dst.numel();
     check_same_device(dst, control, name);
     if (!lists.indices.empty()) check_indices(lists.indices[i], at("indices", i), dst, name, control);
     const Tensor& sized = lists.sizes()[i];
+    const int64_t n = lists.indices.empty() ? size : sized.numel();
     if (!lists.src.empty()) {
       const Tensor& src = lists.src[i];
       check_same_device(src, control, at("src", i));
-      STD_TORCH_CHECK(
-          check_weights(src, at("src", i)) == dtype && src.numel() == sized.numel(), at("src", i),
-          ": expected the dtype ", lists.indices.empty() ? "and size " : "", "of ", name, ", which is ", describe(dst),
-          lists.indices.empty() ? "" : ", and the size of " + at("indices", i) + ", which is " + describe(sized),
-          ", got ", describe(src));
+      STD_TORCH_CHECK(check_weights(src, at("src", i)) == dtype && src.numel() == n, at("src", i),
+                      ": expected the dtype of ", name, ", which is ", describe(dst), ", and the size of ",
+                      at(lists.sizes_name(), i), ", which is ", describe(sized), ", got ", describe(src));
     }
-    check_line(name, line, dst.numel(), rows);
-    if (!lists.bits.empty()) check_bits(lists.bits[i], at("bits", i), dst.numel(), name, control, true);
+    check_line(name, line, size, rows);
+    if (!lists.bits.empty()) check_bits(lists.bits[i], at("bits", i), size, name, control, true);
     if (!lists.low.empty()) check_low(lists.low[i], at("low", i), dtype, sized, at(lists.sizes_name(), i), control);
-  }
-  out.state = check_states(lists, states, control);
-  check_overlap(
-      {{"dst", lists.dst}, {"state", lists.state}, {"low", lists.low}},
-      {{"src", lists.src, lists.indices.empty() ? "dst" : nullptr}, {"bits", lists.bits}, {"indices", lists.indices}});
-
-  line = static_cast<const int64_t*>(table.data_ptr());
-  for (size_t i = 0; i < lists.dst.size(); ++i, line += kTableColumns) {
-    const Tensor &dst = lists.dst[i], &sized = lists.sizes()[i];
-    if (sized.numel() == 0) continue;
-    TensorArgs t = {
-        nullptr,    dst.data_ptr(), {}, sized.numel(), uint64_t(line[kKey]), {line[kBase], line[kInner], line[kStride]},
-        line[kRow], nullptr};
+    if (n == 0) continue;
+    TensorArgs t = {nullptr,    dst.data_ptr(), {}, n, uint64_t(line[kKey]), {line[kBase], line[kInner], line[kStride]},
+                    line[kRow], nullptr};
     if (!lists.src.empty())
       t.src = lists.src[i].data_ptr();
     else if (lists.indices.empty())
       t.src = t.dst;
-    for (int64_t k = 0; k < states; ++k) t.state[k] = lists.state[size_t(k) * lists.dst.size() + i].data_ptr();
+    for (int64_t k = 0; k < states; ++k) t.state[k] = lists.state[size_t(k) * count + i].data_ptr();
     if (!lists.bits.empty() && lists.bits[i].numel() > 0)
       t.bits = static_cast<const uint8_t*>(lists.bits[i].data_ptr());
     if (!lists.low.empty() && lists.low[i].numel() > 0) t.low = static_cast<uint16_t*>(lists.low[i].data_ptr());
     if (lists.indices.empty())
       out.tensors.push_back(t);
     else
-      out.indexed.push_back({t, static_cast<const int64_t*>(sized.data_ptr()), dst.numel()});
-    out.dtypes.push_back(*dtype_of(dst.scalar_type()));
+      out.indexed.push_back({t, static_cast<const int64_t*>(sized.data_ptr()), size});
+    out.dtypes.push_back(dtype);
   }
+  check_overlap(
+      {{"dst", lists.dst}, {"state", lists.state}, {"low", lists.low}},
+      {{"src", lists.src, lists.indices.empty() ? "dst" : nullptr}, {"bits", lists.bits}, {"indices", lists.indices}});
   return out;
 }
 
