@@ -10,6 +10,7 @@ CASES = (
     "passes",
     "rules",
     "indices",
+    "small",
     "methods",
     "step",
     "memory",
