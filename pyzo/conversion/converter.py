@@ -12,6 +12,7 @@ from pyzo.generators import Rewound
 from pyzo.memory import Account, account
 from pyzo.nn import merge_affine_
 
+from .attention_decisions import decide_attention
 from .decisions import Decisions, Findings, probes_for
 from .dropout_decisions import decide_adapters, decide_dropouts
 from .flow import no_trace_left, trace, within
@@ -41,7 +42,8 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
             them where only these read them), or a dict of the kinds that `pyzo.conversion.CHOICES` lists, of which a
             missing one, or None, stays as it is: "norm": "shared" or "merged"; "activation": "recompute", "output",
             "paper", "optimal" or "derivative"; "gate": "recompute", "paper", "optimal" or "derivative"; "dropout":
-            "seeded"; "adapter": "fused", or "low" (float32 adapters of 16-bit inputs computed in 16 bits).
+            "seeded"; "adapter": "fused", or "low" (float32 adapters of 16-bit inputs computed in 16 bits); "attention":
+            "recompute".
         batch: what the model is called with: a dict of keyword arguments, a tuple or list of positional ones, a tensor,
             or a function without arguments that runs the forward pass. Run it as training does (autocast too). Two
             forward passes with gradients on it count the bytes of the report. None: the first forward pass in training
@@ -167,6 +169,7 @@ def _swap_all(decisions: Decisions) -> Decisions:
         decide_activations(decisions)
         decide_adapters(decisions)
         decide_dropouts(decisions)
+        decide_attention(decisions)
     for name, (mixin, attributes) in decisions.swaps.items():
         swap(decisions.modules[name], mixin, **attributes)
     for norm, linears in decisions.merges:

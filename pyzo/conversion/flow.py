@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional
 from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyzo import ops
 from pyzo.ops.autograd import autocasts
+
+from .attention import AttentionCalls
 
 # Operators whose inputs autocast casts to its dtype.
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear"}
 # Operators that copy numbers to other places, or to another dtype, and compute nothing.
 _MOVES = {"_to_copy", "clone", "contiguous", "roll", "constant_pad_nd", "index", "index_select", "gather", "repeat"}
+_SOFTMAX = {"_softmax", "_safe_softmax"}
+_BATCHED_PRODUCTS = {"bmm", "baddbmm", "matmul"}
 _MOST_DEPTH = 6  # of containers in which tensors are looked for
 
 
@@ -65,6 +71,8 @@ class Flow:
         self.calls: dict[str, list[Call]] = {}
         self.outputs: set[int] = set()
         self.dtypes: dict[int, torch.dtype] = {}  # by storage, of the tensor that it was made for
+        # By module that calls torch's attention: of each call why it is not worth computing again, or nothing.
+        self.attention: dict[str, list[str]] = {}
         self._readers: dict[int, list[Event]] | None = None
 
     def readers_of(self, storage: int) -> list[Event]:
@@ -110,6 +118,29 @@ class Flow:
         products, others, moves = (tuple(dict.fromkeys(found)) for found in (products, others, moves))
         return Readers(products, others, moves, written)
 
+    def comes_from(self, storage: int, sources: set[int]) -> bool:
+        """Whether something in it was computed from one of the sources, in what was noted so far."""
+        wanted = {storage}
+        for event in reversed(self.events):
+            if not wanted.isdisjoint((*event.makes, *event.writes)):
+                wanted.update(event.reads)
+        return not wanted.isdisjoint(sources)
+
+    def probabilities(self) -> Iterator[Event]:
+        """Each softmax that goes into a product of two activations in the module that computed it."""
+        for event in self.events:
+            if event.operator not in _SOFTMAX:
+                continue
+            todo, seen = list(event.makes), set(event.makes)
+            while todo:
+                readers = [r for r in self.readers_of(todo.pop()) if r.module == event.module]
+                if any(reader.operator in _BATCHED_PRODUCTS for reader in readers):
+                    yield event
+                    break
+                new = {s for r in readers if r.operator in _MOVES for s in r.makes} - seen
+                seen |= new
+                todo.extend(new)
+
 
 def within(name: str, ancestor: str) -> bool:
     """Whether a module is another one or inside it."""
@@ -122,9 +153,10 @@ Probe = Callable[[nn.Module, Tensor, Tensor], None]
 class _Tracer(TorchDispatchMode):
     """Numbers storages. It holds them weakly: their data is freed, but their addresses are not used again."""
 
-    def __init__(self, names: Mapping[int, str], probes: Mapping[str, Probe]) -> None:
+    def __init__(self, names: Mapping[int, str], probes: Mapping[str, Probe], trained: set[int]) -> None:
         super().__init__()
         self.flow = Flow()
+        self._trained = trained
         self._names = names
         self._probes = probes
         self._running: list[str] = []
@@ -177,6 +209,29 @@ class _Tracer(TorchDispatchMode):
             finally:
                 self._paused = False
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Torch's attention, and a note what `pyzo.ops.attention` would do with gradients; it is told the addends."""
+        addends = kwargs.pop("addends")
+        self._paused = True
+        try:
+            with torch.enable_grad():
+                twins = [t.detach().requires_grad_() for t in (query, key, value)]
+                rest = [self._as_trained(value) for value in args]
+                named = {name: self._as_trained(value) for name, value in kwargs.items()}
+                smaller = tuple(self._as_trained(t) for t in addends)
+                reason = ops.attention_reason(*twins, *rest, **named, addends=smaller)
+        finally:
+            self._paused = False
+        self.flow.attention.setdefault(self.running, []).append(reason)
+        return functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+
+    def _as_trained(self, value: Any) -> Any:
+        """A tensor as autograd would see it, though the pass has no gradients."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        sources = {self._numbers[storage] for storage in self._trained if storage in self._numbers}
+        return value.detach().requires_grad_(self.flow.comes_from(self._number(value), sources))
+
     def finish(self, result: Any) -> Flow:
         self.flow.outputs = {self._number(t) for t in _tensors(result)}
         return self.flow
@@ -203,13 +258,14 @@ def trace(model: nn.Module, run: Callable[[], Any], probes: Mapping[str, Probe])
     names: dict[int, str] = {}
     for name, module in model.named_modules():
         names.setdefault(id(module), name)
-    tracer = _Tracer(names, probes)
+    tracer = _Tracer(names, probes, {_storage(p) for p in model.parameters() if p.requires_grad})
     with ExitStack() as stack:
         for handle in (
             torch_modules.register_module_forward_pre_hook(tracer.enter),
             torch_modules.register_module_forward_hook(tracer.leave, always_call=True),
         ):
             stack.callback(handle.remove)
+        stack.enter_context(AttentionCalls(tracer.attend))
         stack.enter_context(tracer)
         result = run()
     return tracer.finish(result), result

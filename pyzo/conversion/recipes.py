@@ -11,6 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gate": ("recompute", "paper", "optimal", "derivative"),
     "dropout": ("seeded",),
     "adapter": ("fused", "low"),
+    "attention": ("recompute",),
 }
 RECIPES: dict[str, dict[str, str | None]] = {
     "exact": {
@@ -19,8 +20,16 @@ RECIPES: dict[str, dict[str, str | None]] = {
         "gate": "recompute",
         "dropout": "seeded",
         "adapter": "fused",
+        "attention": "recompute",
     },
-    "paper": {"norm": "merged", "activation": "paper", "gate": "paper", "dropout": None, "adapter": None},
+    "paper": {
+        "norm": "merged",
+        "activation": "paper",
+        "gate": "paper",
+        "dropout": None,
+        "adapter": None,
+        "attention": None,
+    },
 }
 
 

@@ -9,7 +9,7 @@ class Entry:
 
     Attributes:
         name: in the model.
-        kind: "norm", "activation", "gate", "dropout" or "adapter".
+        kind: "norm", "activation", "gate", "dropout", "adapter" or "attention".
         module: name of its class.
         became: what it does now, in words; empty where it was skipped.
         exact: whether its gradients are those of the stock module up to rounding; None where it was skipped.

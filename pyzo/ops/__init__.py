@@ -7,6 +7,7 @@ from .activations import (
     function_code,
     output_activation,
 )
+from .attention import attention, attention_reason
 from .dropouts import dropout
 from .gates import gate
 from .linear import activation_linear, gate_linear
@@ -41,6 +42,8 @@ __all__ = [
     "STATES",
     "activation",
     "activation_linear",
+    "attention",
+    "attention_reason",
     "begin_step_",
     "check_unsigned",
     "choose_",

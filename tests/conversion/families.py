@@ -219,7 +219,7 @@ FAMILIES = {
     "gemma": Family(_llama_like("Gemma", ratio=4, head_dim=True), _causal, 0.20),
     "gpt2": Family(_gpt2, _causal, 0.20),
     "opt": Family(_opt, _causal, 0.20),
-    "swin": Family(_swin, lambda rows: _images(rows, 56), 0.30, tokens=2 * 196, hidden=96),
+    "swin": Family(_swin, lambda rows: _images(rows, 56), 0.45, tokens=2 * 196, hidden=96),
     "encoder": Family(_encoder(), _vectors, 0.20, wide=True),
     "encoder-gelu": Family(_encoder(activation="gelu", batch_first=True), _vectors, 0.20, wide=True),
     "encoder-pre": Family(_encoder(activation="gelu", batch_first=True, norm_first=True), _vectors, 0.20, wide=True),

@@ -21,8 +21,8 @@ from pyzo.conversion.swap import Swapped
 from pyzo.memory import account
 
 ROOT = Path(__file__).parents[2]
-# One of each structure: pre-norm, post-norm, gated, Conv1D, and torch's own.
-STRUCTURES = ("vit", "bert", "llama", "gpt2", "encoder-gelu")
+# One of each structure: pre-norm, post-norm, gated, Conv1D, torch's own, and windows with a trained bias.
+STRUCTURES = ("vit", "bert", "llama", "gpt2", "encoder-gelu", "swin")
 
 
 def converted(name: str, **options: Any) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
@@ -91,7 +91,7 @@ def test_the_waiting_model_can_be_copied_and_reverted(name):
     assert any(isinstance(module, Swapped) for module in other.modules())
 
 
-@pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2"])
+@pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2", "swin"])
 def test_checkpointed_layers_make_the_same_gradients(name, one_thread):
     _, model, batch = converted(name)
     want = gradients(model, batch, torch.bfloat16)
@@ -110,7 +110,7 @@ def test_a_checkpointed_model_can_be_converted(one_thread):
     assert len(report.converted) == 2 * 3 + 1
 
 
-@pytest.mark.parametrize("name", ["vit", "bert", "llama", "encoder-gelu"])
+@pytest.mark.parametrize("name", ["vit", "bert", "llama", "encoder-gelu", "swin"])
 def test_compiled_without_a_break(name, one_thread):
     """Values and gradients near those in eager mode; saved bytes are the partitioner's business."""
     _, model, batch = converted(name)
@@ -135,7 +135,7 @@ def test_saved_models_are_stock_models(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2"])
+@pytest.mark.parametrize("name", ["vit", "bert", "llama", "gpt2", "swin"])
 def test_lora(name, order, one_thread):
     """Adapters put on before and after conversion: gradients are those of the stock model with them."""
     peft = pytest.importorskip("peft")

@@ -154,7 +154,7 @@ def units_per_layer(family: Family, recipe: str | None, lora: float | None = Non
     return (many - few) / (2 * family.tokens * family.hidden)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "swin"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_saves_at_least(name, one_thread):
     family = FAMILIES[name]
     stock, exact = (units_per_layer(family, recipe) for recipe in (None, "exact"))
@@ -166,9 +166,3 @@ def test_adapters_with_dropout_save_at_least(name, minimum, one_thread):
     """On the CPU a mask is as wide as what it is for; where it is a byte, plain torch keeps a little less."""
     stock, exact = (units_per_layer(FAMILIES[name], recipe, lora=0.1) for recipe in (None, "exact"))
     assert exact <= (1 - minimum) * stock, f"{stock:.2f} -> {exact:.2f}"
-
-
-def test_swin_saves_less_than_was_aimed_at(one_thread):
-    """Missed on the CPU: 30 %. Its attention, whose bias is trained, keeps 9 of 22 units in float32 copies there."""
-    stock, exact = (units_per_layer(FAMILIES["swin"], recipe) for recipe in (None, "exact"))
-    assert 0.22 <= 1 - exact / stock < FAMILIES["swin"].minimum, f"{stock:.2f} -> {exact:.2f}"
