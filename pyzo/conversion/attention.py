@@ -34,9 +34,9 @@ class AttentionCalls(TorchFunctionMode):
             mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
             return self._attend(*args, **kwargs, addends=self._addends(mask))
         result = func(*args, **kwargs)
-        if func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(t, Tensor) for t in (*args, result)):
-            if result.numel() > max(t.numel() for t in args):
-                self._sums[id(result)] = (result, tuple(args), _versions(result, *args))
+        added = func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(t, Tensor) for t in (*args, result))
+        if added and result.numel() > max(t.numel() for t in args):
+            self._sums[id(result)] = (result, tuple(args), _versions(result, *args))
         return result
 
     def _addends(self, mask: Tensor | None) -> tuple[Tensor, ...]:

@@ -20,9 +20,7 @@ from .attention import AttentionCalls
 # Operators whose inputs autocast casts to its dtype.
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear"}
 # Operators that copy numbers to other places, or to another dtype, and compute nothing.
-_MOVES = {"_to_copy", "clone", "contiguous", "roll", "constant_pad_nd", "index", "index_select", "gather", "repeat"}
-_SOFTMAX = {"_softmax", "_safe_softmax"}
-_BATCHED_PRODUCTS = {"bmm", "baddbmm", "matmul"}
+MOVES = {"_to_copy", "clone", "contiguous", "roll", "constant_pad_nd", "index", "index_select", "gather", "repeat"}
 _MOST_DEPTH = 6  # of containers in which tensors are looked for
 
 
@@ -108,7 +106,7 @@ class Flow:
                     products.append(inside)
                 elif event.operator in _PRODUCTS and low in (None, self.dtypes[current]):
                     products.append(event.module)
-                elif event.operator in _MOVES:
+                elif event.operator in MOVES:
                     moves.append(event.operator)
                     new = [s for s in event.makes if s not in seen]
                     seen.update(new)
@@ -125,21 +123,6 @@ class Flow:
             if not wanted.isdisjoint((*event.makes, *event.writes)):
                 wanted.update(event.reads)
         return not wanted.isdisjoint(sources)
-
-    def probabilities(self) -> Iterator[Event]:
-        """Each softmax that goes into a product of two activations in the module that computed it."""
-        for event in self.events:
-            if event.operator not in _SOFTMAX:
-                continue
-            todo, seen = list(event.makes), set(event.makes)
-            while todo:
-                readers = [r for r in self.readers_of(todo.pop()) if r.module == event.module]
-                if any(reader.operator in _BATCHED_PRODUCTS for reader in readers):
-                    yield event
-                    break
-                new = {s for r in readers if r.operator in _MOVES for s in r.makes} - seen
-                seen |= new
-                todo.extend(new)
 
 
 def within(name: str, ancestor: str) -> bool:

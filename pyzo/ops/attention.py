@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
@@ -35,8 +34,7 @@ def attention(
     something is dropped. It takes its math path then, which keeps the probabilities, [heads, L, S] numbers for L tokens
     that look at S, and float32 copies of 16-bit inputs. Where that is LEAST_RATIO times the inputs or more, backward
     runs the path anew from `query`, `key`, `value` and the mask here: the same bits, results and gradients, for one
-    more forward pass of the attention. Elsewhere this is torch's function itself. Differentiated once; in eager mode
-    only.
+    more forward pass of the attention. Elsewhere, and in compiled or transformed code, this is torch's function itself.
 
     Args:
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa: as torch takes them. Dropout draws
@@ -103,6 +101,8 @@ def _planned(
         return "it is traced or transformed"
     if forward_ad._current_level >= 0:
         return "forward-mode derivatives are computed"
+    if options.dropout_p > 0 and query.is_cuda and torch.cuda.is_current_stream_capturing():
+        return "the state of the generator cannot be read while a CUDA graph is captured"
     inputs = (_cast(query), _cast(key), _cast(value))
     cast = None if mask is None else _cast(mask)
     choice = torch._fused_sdp_choice(
@@ -133,10 +133,13 @@ class _Attention(torch.autograd.Function):
         return _attended(query, key, value, mask, options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
         needed = ctx.needs_input_grad[2:]
-        inputs = [t.detach().requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed, strict=True)]
+        again = torch.is_grad_enabled()  # with create_graph=True: the gradients are differentiated, too
+        if again:
+            inputs = [t.view_as(t) for t in ctx.saved_tensors]
+        else:
+            inputs = [t.detach().requires_grad_(needs) for t, needs in zip(ctx.saved_tensors, needed, strict=True)]
         query, key, value, *kept = inputs
         now = None if ctx.rewind is None else Rewound({query.device})
         try:
@@ -151,7 +154,8 @@ class _Attention(torch.autograd.Function):
         finally:
             if now is not None:
                 now()
-        found = iter(torch.autograd.grad(result, [t for t in inputs if t.requires_grad], gradient))
+        wanted = [t for t, needs in zip(inputs, needed, strict=True) if needs]
+        found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=again))
         return None, None, *(next(found) if needs else None for needs in needed)
 
 
