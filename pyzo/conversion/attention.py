@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pyzo import ops
+from pyzo.ops.autograd import product_dtype
 
 from .swap import Swapped
 
@@ -46,13 +47,27 @@ class AttentionCalls(TorchFunctionMode):
         return () if total._backward_hooks or total.retains_grad else addends  # who looks at its gradient gets it
 
 
+def is_narrow(query: Tensor) -> bool:
+    """Whether attention is asked for in 16 bits; torch's math path makes float32 copies of its inputs then."""
+    return product_dtype(query).itemsize <= 2
+
+
+def narrow_attention(query: Tensor, *args: Any, addends: tuple[Tensor, ...] = (), **kwargs: Any) -> Tensor:
+    """`pyzo.ops.attention` where it is asked for in 16 bits, and torch's function elsewhere."""
+    if is_narrow(query):
+        return ops.attention(query, *args, addends=addends, **kwargs)
+    return functional.scaled_dot_product_attention(query, *args, **kwargs)
+
+
 class RecomputingAttention(Swapped):
     """A module that calls scaled_dot_product_attention. Without gradients it is the stock module."""
+
+    attend: Callable[..., Tensor]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._stock_forward(*args, **kwargs)
-        with AttentionCalls(ops.attention):
+        with AttentionCalls(self.attend):
             return self._stock_forward(*args, **kwargs)
 
 

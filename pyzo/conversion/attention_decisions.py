@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from .attention import RecomputingAttention
+from pyzo import ops
+
+from .attention import RecomputingAttention, narrow_attention
 from .decisions import Decisions, Skip
 from .flow import MOVES, Flow, within
 
 _SOFTMAX = {"_softmax", "_safe_softmax"}
 _PRODUCTS = {"bmm", "baddbmm", "matmul"}  # of two activations
 _DROPS = {"mul", "native_dropout"}
+_WIDE = 'it is in float32, where computing it again takes time: "recompute" does so'
 
 
 def decide_attention(decisions: Decisions) -> None:
@@ -24,10 +27,12 @@ def decide_attention(decisions: Decisions) -> None:
 
 
 def _recompute(decisions: Decisions, name: str) -> tuple[str, bool, str]:
-    reasons = decisions.flow.attention[name]
+    wide = decisions.recipe["attention"] == "recompute"
+    calls = decisions.flow.attention[name]
+    reasons = [reason or ("" if wide or narrow else _WIDE) for reason, narrow in calls]
     if all(reasons):
         raise Skip("; ".join(dict.fromkeys(reasons)))
-    decisions.swap(name, RecomputingAttention)
+    decisions.swap(name, RecomputingAttention, attend=ops.attention if wide else narrow_attention)
     return "its probabilities are computed again in backward", True, ""
 
 

@@ -43,7 +43,7 @@ def convert(model: nn.Module, recipe: Recipe = "exact", batch: Batch = None) -> 
             missing one, or None, stays as it is: "norm": "shared" or "merged"; "activation": "recompute", "output",
             "paper", "optimal" or "derivative"; "gate": "recompute", "paper", "optimal" or "derivative"; "dropout":
             "seeded"; "adapter": "fused", or "low" (float32 adapters of 16-bit inputs computed in 16 bits); "attention":
-            "recompute".
+            "narrow" (in 16 bits) or "recompute" (in float32, too).
         batch: what the model is called with: a dict of keyword arguments, a tuple or list of positional ones, a tensor,
             or a function without arguments that runs the forward pass. Run it as training does (autocast too). Two
             forward passes with gradients on it count the bytes of the report. None: the first forward pass in training

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyzo import ops
 from pyzo.ops.autograd import autocasts
 
-from .attention import AttentionCalls
+from .attention import AttentionCalls, is_narrow
 
 # Operators whose inputs autocast casts to its dtype.
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "matmul", "linear", "mkldnn_linear"}
@@ -69,8 +69,9 @@ class Flow:
         self.calls: dict[str, list[Call]] = {}
         self.outputs: set[int] = set()
         self.dtypes: dict[int, torch.dtype] = {}  # by storage, of the tensor that it was made for
-        # By module that calls torch's attention: of each call why it is not worth computing again, or nothing.
-        self.attention: dict[str, list[str]] = {}
+        # By module that calls torch's attention: of each call why it is not worth computing again, or nothing, and
+        # whether it is in 16 bits.
+        self.attention: dict[str, list[tuple[str, bool]]] = {}
         self._readers: dict[int, list[Event]] | None = None
 
     def readers_of(self, storage: int) -> list[Event]:
@@ -205,7 +206,7 @@ class _Tracer(TorchDispatchMode):
                 reason = ops.attention_reason(*twins, *rest, **named, addends=smaller)
         finally:
             self._paused = False
-        self.flow.attention.setdefault(self.running, []).append(reason)
+        self.flow.attention.setdefault(self.running, []).append((reason, is_narrow(query)))
         return functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
     def _as_trained(self, value: Any) -> Any:

@@ -11,7 +11,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gate": ("recompute", "paper", "optimal", "derivative"),
     "dropout": ("seeded",),
     "adapter": ("fused", "low"),
-    "attention": ("recompute",),
+    "attention": ("narrow", "recompute"),
 }
 RECIPES: dict[str, dict[str, str | None]] = {
     "exact": {
@@ -20,7 +20,7 @@ RECIPES: dict[str, dict[str, str | None]] = {
         "gate": "recompute",
         "dropout": "seeded",
         "adapter": "fused",
-        "attention": "recompute",
+        "attention": "narrow",
     },
     "paper": {
         "norm": "merged",

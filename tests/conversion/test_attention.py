@@ -121,6 +121,20 @@ def test_adapters_beside_a_trained_bias(order, one_thread):
     assert kept[1] < kept[0]
 
 
+def test_float32_is_recomputed_where_it_is_named(one_thread):
+    """Bert with dropout: "exact" leaves it, and so does what was converted in 16 bits and runs in float32."""
+    stock, batch = small("bert", dropout=0.1), batch_of("bert")
+    narrow, wide = copy.deepcopy(stock), copy.deepcopy(stock)
+    report = pyzo.plan(stock, lambda: loss_of(stock, batch, None), {"attention": "narrow"})
+    assert not report.converted and all("it is in float32" in entry.reason for entry in report.skipped)
+    pyzo.convert(narrow, {"attention": "narrow"}, lambda: loss_of(narrow, batch, LOW))
+    pyzo.convert(wide, {"attention": "recompute"}, lambda: loss_of(wide, batch, None))
+    kept = [account(lambda m=m: loss_of(m, batch, None), m).nbytes for m in (stock, narrow, wide)]
+    assert kept[1] == kept[0] > kept[2]
+    kept = [account(lambda m=m: loss_of(m, batch, LOW), m).nbytes for m in (stock, narrow, wide)]
+    assert kept[0] > kept[1] == kept[2]
+
+
 def test_attention_by_hand_is_left_alone(one_thread):
     stock, batch = small("swin"), batch_of("swin")
     stock.set_attn_implementation("eager")
