@@ -1,7 +1,8 @@
 # Two commands on a fresh machine with Python >= 3.10, a C++ compiler and make: `make test` and `make demo`.
-# VENV is where everything is installed; PYZO_CUDA and PYZO_ARCHS are setup.py's.
+# VENV is where everything is installed, WORKERS how many processes test; PYZO_CUDA and PYZO_ARCHS are setup.py's.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 PYZO_ARCHS ?= 90
 export PYZO_ARCHS
 
@@ -13,7 +14,7 @@ native := setup.py pyproject.toml $(shell find csrc -type f -not -path 'csrc/tes
 build: $(VENV)/.built
 
 test: build
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n $(WORKERS)
 
 demo: build
 	$(bin)/python bench/demo.py
