@@ -20,6 +20,7 @@ CASES = (
     "hybrid",
     "build",
     "sass",
+    "instructions",
     "normal",
     "drift",
     "scratch",
