@@ -18,6 +18,7 @@ CASES = (
     "gradients",
     "activations",
     "hybrid",
+    "convert",
     "build",
     "sass",
     "instructions",
