@@ -1,5 +1,6 @@
 """Counts the bytes torch's allocators hand out inside a call: outside the closure it runs, or alive at one time."""
 
+import gc
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def alive(call: Callable[[], object], *, device: str = "cpu") -> Alive:
     freed meanwhile; on CUDA the allocator's own statistics.
     """
     if torch.device(device).type == "cuda":
+        gc.collect()  # or what is freed meanwhile would count against what is allocated
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs one stage of the GPU measurements: bench/gpu.sh [--dry-run] build|golden|tests|sanitizer|kernels|layers|step|capture
+# Runs one stage of the GPU measurements: bench/gpu.sh [--dry-run] STAGE, which is one of
+# build|golden|tests|sanitizer|kernels|layers|convert|step|capture
 #
 # Each stage takes at most 8 minutes and leaves one file of rows, $OUT/gpu-<stage>.jsonl; without OUT the rows go where
 # bench/harness.py says. `build` comes first on a fresh machine: it installs pyzo into PYZO_SITE for the others.
@@ -22,9 +23,9 @@ else
 fi
 stage=${1:-}
 case $stage in
-  build | golden | tests | sanitizer | kernels | layers | step | capture) ;;
+  build | golden | tests | sanitizer | kernels | layers | convert | step | capture) ;;
   *)
-    echo "STAGE: expected build, golden, tests, sanitizer, kernels, layers, step or capture, got '$stage'" >&2
+    echo "STAGE: expected build, golden, tests, sanitizer, kernels, layers, convert, step or capture, got '$stage'" >&2
     exit 2
     ;;
 esac

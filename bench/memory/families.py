@@ -199,9 +199,7 @@ class Encoder(nn.Module):
 
     def __init__(self, layers: int, size: Size, dropout: float, **options: Any):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(
-            size.width, size.heads, size.inner or 4 * size.width, dropout, **options
-        )
+        layer = nn.TransformerEncoderLayer(size.width, size.heads, size.inner or 4 * size.width, dropout, **options)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(size.width, 2)
         self.batch_first = options.get("batch_first", False)

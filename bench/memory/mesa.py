@@ -1,4 +1,4 @@
-"""A baseline in plain torch, after Mesa (arXiv 2111.11124): what is saved for backward is kept in 8 bits per element."""
+"""A baseline in plain torch, after Mesa (arXiv 2111.11124): what is saved for backward is kept in 8 bits a number."""
 
 from weakref import WeakValueDictionary
 
@@ -17,7 +17,8 @@ class Compressed:
 
     Codes are rounded stochastically, so that decoded values are right on average. The least value is rounded down and
     the step up, so that every value of a group lies between its first and its last level: no error exceeds one step,
-    (1 + 2^-6) (largest - least + 2^-7 |least|) / 255. Not for groups with NaN or infinities, which decode to NaN.
+    (1 + 2^-6) (largest - least + 2^-7 |least|) / 255, and the rounding to the dtype. Groups with NaN or infinities
+    decode to NaN.
 
     Args:
         flat: all elements of the storage.

@@ -15,7 +15,7 @@ _library: list[torch.library.Library] = []  # what a process replaced stays repl
 def widen(device: str) -> str:
     """From now on products of bfloat16 matrices are computed so where the processor has no instructions for them.
 
-    torch computes them there without any library, 20 times slower than in float32, so that nothing else of a step
+    torch computes them there without any library, many times slower than in float32, so that nothing else of a step
     would be seen. What replaces them lies below autograd and autocast, for every way of training alike: what is saved,
     and in which dtype, is what it was. Its float32 copies are not torch's memory, as the workspace of a library is not.
 
@@ -54,9 +54,7 @@ def _kernel(variant: str, first: int) -> Callable[..., Tensor]:
 
 def _wide(operands: Sequence[Tensor]) -> list[Tensor]:
     places = (0, 1) if len(operands) == 2 else (3, 0, 1)
-    return [
-        _workspace(place, x.shape, x.stride()).copy_(x) for place, x in zip(places, operands, strict=True)
-    ]
+    return [_workspace(place, x.shape, x.stride()).copy_(x) for place, x in zip(places, operands, strict=True)]
 
 
 _workspaces: dict[int, np.ndarray] = {}

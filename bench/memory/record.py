@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.harness import Recorder, against, load, speedup, summary
+from bench.laboratory import one_thread
 from bench.memory import measure, settings, ways
 from bench.memory.apart import apart
 from bench.memory.settings import FULL, Grid, Setting
@@ -110,6 +111,7 @@ class Convert:
 def run(recorder: Recorder) -> None:
     """Adds the rows of this machine's CPU, of a GPU, or of a dry run, whose few measurements share this process."""
     if recorder.dry_run:
-        Convert(recorder, settings.DRY, run=lambda function, *arguments: function(*arguments)).all()
+        with one_thread():
+            Convert(recorder, settings.DRY, run=lambda function, *arguments: function(*arguments)).all()
         return
     Convert(recorder, settings.CPU if recorder.device == "cpu" else settings.GPU).all()

@@ -125,15 +125,15 @@ class Grid:
         return found
 
 
-_TEXT = tuple(Size(768, 12, length) for length in (128, 512))
+_TEXT = tuple(Size(768, 12, length) for length in (128, 384))
 CPU = Grid(
     {
         "": _TEXT,
         "vit": tuple(Size(768, 12, side) for side in (160, 224)),
         "swin": tuple(Size(96, 3, side) for side in (112, 224)),
-        "llama": tuple(Size(768, 12, length, inner=2048) for length in (128, 512)),
+        "llama": tuple(Size(768, 12, length, inner=2048) for length in (128, 384)),
     },
-    tokens=512,
+    tokens=768,
 )
 _LARGE = tuple(Size(4096, 32, length, inner=11008) for length in (512, 2048))  # LLaMA-7B
 _BASE = tuple(Size(768, 12, length) for length in (128, 512))
@@ -155,11 +155,11 @@ GPU = Grid(
 )
 _TINY = Size(32, 4, 16)
 DRY = Grid(
-    {"": (_TINY,), "vit": (Size(32, 4, 16, patch=4),)},
+    {"": (_TINY,)},
     tokens=1,
     rounds=1,
     backend="aot_eager",
-    papers=("vit", "llama"),
+    papers=("llama",),
     others=("encoder",),
-    trainings=(FULL, LORA),
+    trainings=(FULL, LORA_DROPOUT),
 )

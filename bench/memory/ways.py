@@ -16,7 +16,7 @@ OURS = {EXACT: "exact", PAPER: "paper"}  # recipes
 ALL = (EAGER, EXACT, PAPER, CHECKPOINTING, COMPILE, MESA, LIGER)
 LIGER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")  # whose layers its kernels replace
 
-Loss = Callable[[], Tensor]
+Loss = Callable[[Batch], Tensor]
 
 
 def left_out(way: str, family: str, device: str) -> str | None:
@@ -34,21 +34,21 @@ def left_out(way: str, family: str, device: str) -> str | None:
     return None
 
 
-def prepare(way: str, model: nn.Module, batch: Batch, *, backend: str = "inductor") -> Loss:
+def prepare(way: str, model: nn.Module, *, backend: str = "inductor") -> Loss:
     """Changes the model, in place, to be trained in that way.
 
     Args:
         way: one of `ALL`.
-        model, batch: on one device; the model in training mode.
-        backend: of torch.compile, which compiles every layer of the model by itself, for these very shapes.
+        model: in training mode.
+        backend: of torch.compile, which compiles every layer of the model by itself, anew for every shape.
 
     Returns:
-        The forward pass under bfloat16 autocast, which returns the loss alone.
+        The forward pass on a batch under bfloat16 autocast, which returns the loss alone.
     """
     device = next(model.parameters()).device.type
     saving: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
-    def loss() -> Tensor:
+    def loss(batch: Batch) -> Tensor:
         with saving(), torch.autocast(device, torch.bfloat16):
             return model(**batch)["loss"]
 
@@ -57,6 +57,7 @@ def prepare(way: str, model: nn.Module, batch: Batch, *, backend: str = "inducto
     elif way == CHECKPOINTING:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     elif way == COMPILE:
+        torch._inductor.config.compile_threads = 1  # processes of its own would take longer to start than they save
         for layer in pyzo.layers.stack(model).layers:
             model.get_submodule(layer.name).compile(backend=backend, dynamic=False)
     elif way == MESA:
