@@ -57,9 +57,10 @@ def prepare(way: str, model: nn.Module, *, backend: str = "inductor") -> Loss:
     elif way == CHECKPOINTING:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     elif way == COMPILE:
+        torch._dynamo.reset()  # all modules share the code that is compiled: others would count as its recompilations
         torch._inductor.config.compile_threads = 1  # processes of its own would take longer to start than they save
         for layer in pyzo.layers.stack(model).layers:
-            model.get_submodule(layer.name).compile(backend=backend, dynamic=False)
+            model.get_submodule(layer.name).compile(backend=backend, dynamic=False, fullgraph=True)
     elif way == MESA:
         saving = Mesa
     elif way == LIGER:
