@@ -38,7 +38,7 @@ struct Listed {
   void noise(int distribution, Source s, int64_t first, int64_t last, Tile& tile) const {
     for (int64_t i = first; i < last; i += kLanes) {
       fetch(i + kLanes);
-      tile.v[i / kLanes] = pick_noise<Lanes>(distribution, s, at(i));
+      tile.at(i) = pick_noise<Lanes>(distribution, s, at(i));
     }
   }
   void random(Source s, Stream stream, uint32_t flip, int64_t first, int64_t last, RandomBits& out) const {

@@ -16,6 +16,10 @@ constexpr int kVectors = int(kTile) / kLanes;
 
 struct alignas(64) Tile {
   F v[kVectors];
+
+  // The vector of elements [i, i + kLanes), i a multiple of kLanes: by its address, which v[i / kLanes] would compute.
+  const F& at(int64_t i) const { return *reinterpret_cast<const F*>(reinterpret_cast<const char*>(v) + i * 4); }
+  F& at(int64_t i) { return *reinterpret_cast<F*>(reinterpret_cast<char*>(v) + i * 4); }
 };
 
 inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, Tile& tile) {
@@ -26,7 +30,7 @@ inline void fill_normal(Source s, uint64_t start, int64_t first, int64_t last, T
     F z[4];
     normal4<Lanes>(w, z);
     Lanes::transpose(z);
-    for (int k = 0; k < 4; ++k) tile.v[i / kLanes + k] = z[k];
+    for (int k = 0; k < 4; ++k) tile.at(i + k * kLanes) = z[k];
   }
 }
 
@@ -52,7 +56,7 @@ inline void fill_rademacher(Source s, uint64_t start, int64_t first, int64_t las
     __builtin_memcpy(word, words, sizeof word);
     const int64_t end = last < step + kStep ? last : step + kStep;
     for (int64_t w = (first > step ? first - step : 0) / 32; step + 32 * w < end; ++w)
-      for (int k = 0; k < Signs::kVectors; ++k) tile.v[(step + 32 * w) / kLanes + k] = signs.vector(word[w], k);
+      for (int k = 0; k < Signs::kVectors; ++k) tile.at(step + 32 * w + k * kLanes) = signs.vector(word[w], k);
   }
 }
 

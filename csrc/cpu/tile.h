@@ -116,18 +116,18 @@ void apply(const TensorPass<kRule>& pass, const TileNoise& noise, const char* sr
       return if_small<Lanes>(w, pass.mask.most, drawn, no);
     };
     Vector x = {before, {}, {}};
-    if (undo) x.w = add_noise<Lanes, T>(x.w, zu->v[uint64_t(i) / kLanes], s.undo_scale);
+    if (undo) x.w = add_noise<Lanes, T>(x.w, zu->at(i), s.undo_scale);
     if (update) {
       U random{};
       if constexpr (kStochastic) random = Lanes::load_u16(noise.rounding.bits + i);
       F old[kMaxStates];
       for (int k = 0; k < kStates; ++k) x.state[k] = old[k] = Lanes::load<S>(from_state[k], at);
-      x.w = update_element<Lanes, kSplit ? kFloat32 : T, S, kStochastic>(
-          x.w, c * noise.estimate.v[uint64_t(i) / kLanes], x.state, random, s);
+      x.w = update_element<Lanes, kSplit ? kFloat32 : T, S, kStochastic>(x.w, c * noise.estimate.at(i), x.state, random,
+                                                                         s);
       if (masked)
         for (int k = 0; k < kStates; ++k) x.state[k] = if_kept(x.state[k], old[k]);
     }
-    if (perturb) x.w = add_noise<Lanes, T>(x.w, zp->v[uint64_t(i) / kLanes], s.perturb_scale);
+    if (perturb) x.w = add_noise<Lanes, T>(x.w, zp->at(i), s.perturb_scale);
     if (masked) x.w = if_kept(x.w, before);
     if constexpr (kSplit) {
       const Parts<Lanes> changed = split_changed<Lanes>(x.w, before, parts);
