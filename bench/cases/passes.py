@@ -11,15 +11,15 @@ from pyzo import baselines
 from pyzo.timing import Provider, Samples, interleave
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Least ratio to the eager line `p.data = p.data + c * z * eps`, by what the pass does (issue 2, DESIGN.md section 9).
+# Least ratio to the eager line `p.data = p.data + c * z * eps`, by what the pass does (DESIGN.md section 9).
 TARGETS = {
-    ("normal", "perturb", "float32"): 12.0,
-    ("normal", "perturb", "bfloat16"): 10.0,
-    ("rademacher", "perturb", "float32"): 60.0,
-    ("rademacher", "perturb", "bfloat16"): 60.0,
+    ("normal", "perturb", "float32"): 14.0,
+    ("normal", "perturb", "bfloat16"): 14.0,
     ("normal", "restore+update stochastic", "bfloat16"): 8.0,
     ("rademacher", "restore+update stochastic", "bfloat16"): 20.0,
 }
+# Least share of the speed of `p.add_(c)`, which only moves the bytes.
+SHARES = {("rademacher", "perturb", "float32"): 0.9, ("rademacher", "perturb", "bfloat16"): 0.9}
 SEED, EPS = 1, 1e-3
 
 
@@ -82,7 +82,9 @@ def record(
         if what.startswith("restore+update"):  # MeZO needs two sweeps for it
             work = [a + b for a, b in zip(samples["eager", "perturb"], samples["eager", "update"], strict=True)]
             numbers["ratio_same_work"] = {"to": "eager restore and update", **speedup(work, mine)}
-        target = TARGETS.get((distribution, what, str(config["dtype"])))
-        if target is not None:
-            numbers |= against(target, ratio["of_medians"])
+        name = (distribution, what, str(config["dtype"]))
+        if name in TARGETS:
+            numbers |= against(TARGETS[name], ratio["of_medians"])
+        elif name in SHARES:
+            numbers |= against(SHARES[name], numbers["ceiling_share"]["of_medians"])
     recorder.add(what, provider, config, **numbers)
