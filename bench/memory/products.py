@@ -29,7 +29,7 @@ def widen(device: str) -> str:
         with warnings.catch_warnings():  # that a kernel is replaced
             warnings.simplefilter("ignore")
             for name, operands in (("mm", 0), ("bmm", 0), ("addmm", 1), ("baddbmm", 1)):
-                for variant in (name, f"{name}.out"):
+                for variant in (name, f"{name}.out", *([f"{name}_"] if operands else [])):
                     library.impl(variant, _kernel(variant, operands), "CPU", with_keyset=True, allow_override=True)
         _library.append(library)
     return WIDE
@@ -44,9 +44,9 @@ def _kernel(variant: str, first: int) -> Callable[..., Tensor]:
         if a.dtype != torch.bfloat16:
             return stock.call_boxed(keys, *operands, **({} if out is None else {"out": out}), **scales)
         if out is None:
-            out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+            out = operands[0] if variant.endswith("_") else a.new_empty((*a.shape[:-1], b.shape[-1]))
         wide = _workspace(2, out.shape, None)
-        getattr(torch, variant.removesuffix(".out"))(*_wide(operands), **scales, out=wide)
+        getattr(torch, variant.removesuffix(".out").removesuffix("_"))(*_wide(operands), **scales, out=wide)
         return out.copy_(wide)
 
     return kernel

@@ -102,7 +102,7 @@ class Grid:
         """The families of the paper by all ways, full and with adapters, at all their sizes; the rest by eager, exact
         and paper at one; adapters with dropout by these and at the first size."""
         found = []
-        for family in (*self.papers, *self.others):
+        for family in (*self.others, *self.papers):  # the many short ones first
             known = family in self.papers
             sizes = self.sizes[family] if family in self.sizes else self.sizes[""]
             for training in self.trainings:
@@ -133,7 +133,7 @@ CPU = Grid(
         "swin": tuple(Size(96, 3, side) for side in (112, 224)),
         "llama": tuple(Size(768, 12, length, inner=2048) for length in (128, 384)),
     },
-    tokens=768,
+    tokens=512,
 )
 _LARGE = tuple(Size(4096, 32, length, inner=11008) for length in (512, 2048))  # LLaMA-7B
 _BASE = tuple(Size(768, 12, length) for length in (128, 512))
