@@ -1,11 +1,10 @@
 """Draws the README's picture from recorded rows alone: python -m bench.plot bench/results/<machine>.jsonl"""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, load
+from bench.drawing import command
 
 Row = dict[str, Any]
 DTYPES = ("float32", "bfloat16", "float16")
@@ -73,15 +72,5 @@ def draw(rows: Sequence[Row], path: Path, *, tensors: str = "one tensor") -> Non
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Reads one file of rows, writes bench/results/throughput.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot")
-    parser.add_argument("rows", type=Path, help="file of JSON lines")
-    parser.add_argument("--out", type=Path, default=RESULTS / "throughput.svg")
-    options = parser.parse_args()
-    draw(load(options.rows), options.out)
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("bench.plot", "throughput.svg", draw)

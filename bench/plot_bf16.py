@@ -3,12 +3,11 @@
 Run: python -m bench.plot_bf16 bench/results/<machine>.jsonl
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cases.learn_bf16 import EXACT, INPLACE, half, mezo
-from bench.harness import RESULTS, load
+from bench.drawing import command
 from bench.learning_rows import Group, Row, groups
 from bench.learning_table import comparable
 from bench.plot_learning import curve
@@ -72,15 +71,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Reads one file of rows, writes bench/results/bf16.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot_bf16")
-    parser.add_argument("rows", type=Path, help="file of JSON lines")
-    parser.add_argument("--out", type=Path, default=RESULTS / "bf16.svg")
-    options = parser.parse_args()
-    draw(load(options.rows), options.out)
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("bench.plot_bf16", "bf16.svg", draw)

@@ -3,11 +3,10 @@
 Run: python -m bench.plot_learning bench/results/<machine>.jsonl
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.harness import RESULTS, load
+from bench.drawing import command
 from bench.learning_rows import Group, Mean, Row, groups
 
 
@@ -58,15 +57,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Reads one file of rows, writes bench/results/learning.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot_learning")
-    parser.add_argument("rows", type=Path, help="file of JSON lines")
-    parser.add_argument("--out", type=Path, default=RESULTS / "learning.svg")
-    options = parser.parse_args()
-    draw(load(options.rows), options.out)
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("bench.plot_learning", "learning.svg", draw)

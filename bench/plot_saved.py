@@ -3,12 +3,11 @@
 Run: python -m bench.plot_saved bench/results/<machine>.jsonl
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, load
+from bench.drawing import command
 
 Row = dict[str, Any]
 COLOURS = {"eager": "#9aa5b1", "pyzo, the paper's recipe": "#7fb2e5"}
@@ -53,15 +52,5 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Reads one file of rows, writes bench/results/saved.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plot_saved")
-    parser.add_argument("rows", type=Path, help="file of JSON lines")
-    parser.add_argument("--out", type=Path, default=RESULTS / "saved.svg")
-    options = parser.parse_args()
-    draw(load(options.rows), options.out)
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("bench.plot_saved", "saved.svg", draw)

@@ -3,12 +3,11 @@
 Run: python -m bench.memory.plot bench/results/<machine>.jsonl
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, load
+from bench.drawing import command
 from bench.memory import ways
 from bench.memory.rows import Found, Row, found
 from bench.memory.settings import FULL, LORA
@@ -73,15 +72,5 @@ def scatter(axes: Any, one: Found, marker: str) -> None:
             axes.plot(peak, speed, marker=marker, ls="", ms=5, color=colour, alpha=0.8)
 
 
-def main() -> None:
-    """Reads one file of rows, writes bench/results/convert.svg."""
-    parser = argparse.ArgumentParser(prog="python -m bench.memory.plot")
-    parser.add_argument("rows", type=Path, help="file of JSON lines")
-    parser.add_argument("--out", type=Path, default=RESULTS / "convert.svg")
-    options = parser.parse_args()
-    draw(load(options.rows), options.out)
-    print(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    command("bench.memory.plot", "convert.svg", draw)
